@@ -1,0 +1,1 @@
+"""Clients of what we reach over HTTP: task app, training backend, chat models."""

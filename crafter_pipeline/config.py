@@ -1,0 +1,374 @@
+"""Every TOML file's model: small, frozen, strict about names, a sentence under each field.
+
+Secrets and addresses of this machine belong to `settings.py`; everything that decides a result belongs here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import tomli
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from crafter_pipeline.errors import ConfigError
+
+TRAIN_SEEDS_END = 900_000
+DEV_SEEDS_START = 900_000
+GATE_SEEDS_START = 950_000
+HELD_OUT_SEEDS_START = 1_000_000
+
+
+class Config(BaseModel):
+    """Frozen, strict, documented by the docstring under each field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+    def digest(self) -> str:
+        """Twelve hex digits that change when any value changes."""
+        return digest_of(self.model_dump(mode="json"))
+
+
+C = TypeVar("C", bound=Config)
+
+
+class SeedRange(Config):
+    """`count` seeds from `start` on: start, start+1, …"""
+
+    start: int = Field(default=0, ge=0)
+    """First seed."""
+    count: int = Field(default=1, ge=1, le=1_000_000)
+    """How many."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.start, self.start + self.count)
+
+
+class PolicyConfig(Config):
+    """How a chat model plays: what it is shown, how it answers, how it is sampled."""
+
+    observation: Literal["sparse", "compact", "rich"] = "sparse"
+    """Text form of what the player sees."""
+    history: int = Field(default=3, ge=0, le=20)
+    """How many past (thought, action) pairs stand in the user message."""
+    max_actions_per_turn: int = Field(default=1, ge=1, le=8)
+    """Actions executed of one answer; further ones are recorded and dropped."""
+    use_tools: bool = False
+    """True: the model answers by the tool `interact_many`; False: in text."""
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; RL needs 1.0."""
+    max_tokens: int = Field(default=16, ge=1, le=32_768)
+    """Sampled tokens per turn, thinking included."""
+
+
+class TaskAppConfig(Config):
+    """Where the environment is served."""
+
+    runtime: Literal["uvicorn", "url"] = "uvicorn"
+    """uvicorn: a child of the flow; url: one that runs already."""
+    url: str | None = None
+    """Address for runtime = "url"; unset: TASK_APP_URL."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the child; 0: any free one."""
+    trace_dir: Path | None = None
+    """Folder of trace DBs; unset: `<run folder>/traces`, so that runs do not mix."""
+
+
+class BackendConfig(Config):
+    """Where models are trained and served."""
+
+    runtime: Literal["local", "url"] = "local"
+    """local: a child of the flow; url: one that runs already."""
+    url: str | None = None
+    """Address for runtime = "url", with or without /api; unset: BACKEND_BASE_URL."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port of the child; 0: any free one."""
+    data_dir: Path | None = None
+    """Files, jobs and models of the child; unset: `<run folder>/backend`."""
+
+
+class CollectConfig(Config):
+    """Which episodes the teacher plays."""
+
+    environment: str = "crafter"
+    """Name in the task app's registry."""
+    model: str = "crafter-expert"
+    """Teacher's model name."""
+    inference_url: str | None = None
+    """Teacher's OpenAI-compatible base URL; unset: the training backend's /v1."""
+    seeds: SeedRange = SeedRange(start=0, count=8)
+    """Worlds to play."""
+    max_env_steps: int = Field(default=100, ge=1, le=10_000)
+    """Game actions per episode."""
+    max_turns: int | None = Field(default=None, ge=1)
+    """Model calls per episode; unset: max_env_steps."""
+    concurrency: int = Field(default=16, ge=1, le=512)
+    """Rollouts in flight."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    policy: PolicyConfig = PolicyConfig()
+    """How the teacher is asked."""
+
+
+class FilterConfig(Config):
+    """Which traced rollouts become training examples. A rule is off until asked for."""
+
+    model: str | None = None
+    """Only rollouts of this model."""
+    environment: str | None = None
+    """Only rollouts of this environment."""
+    min_reward: float | None = None
+    """Episode return, inclusive."""
+    max_reward: float | None = None
+    """Episode return, inclusive."""
+    min_achievements: int = Field(default=0, ge=0, le=22)
+    """Unlocked achievements of the episode, inclusive."""
+    require_achievements: tuple[str, ...] = ()
+    """The episode unlocked all of these."""
+    select: Literal["rollouts", "turns"] = "rollouts"
+    """rollouts: every turn of a kept episode; turns: only turns with at least min_turn_reward."""
+    min_turn_reward: float = 1.0
+    """For select = "turns"."""
+    limit: int | None = Field(default=None, ge=1)
+    """At most this many rollouts, best return first."""
+    max_examples: int | None = Field(default=None, ge=1)
+    """At most this many examples, in file order."""
+    thinking: Literal["keep", "strip"] = "keep"
+    """Whether the teacher's thoughts are exported."""
+
+
+class SftConfig(Config):
+    """One supervised fine-tuning job."""
+
+    base_model: str = "crafter-tiny"
+    """Model to start from: a built-in, a folder, a hub name, or a trained model's id."""
+    train_kind: Literal["fft", "lora", "qlora"] = "fft"
+    """Full fine-tuning, LoRA, or LoRA on a 4-bit base."""
+    n_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the dataset."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Training steps; wins over n_epochs."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows per training step."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Peak learning rate."""
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps that warm up; cosine to zero after it."""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's."""
+    sequence_length: int = Field(default=1024, ge=16)
+    """Longest row in tokens; a longer one is refused, never cut."""
+    train_thinking: bool = True
+    """Whether the loss covers the thoughts, or the answer alone."""
+    seed: int = Field(default=0, ge=0)
+    """Of the student's weights and the order of rows."""
+    lora_rank: int = Field(default=16, ge=1)
+    """For lora and qlora."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """For lora and qlora."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """For lora and qlora."""
+
+
+class RlConfig(Config):
+    """One reinforcement-learning job: rollouts through the task app, one sample per turn."""
+
+    iterations: int = Field(default=10, ge=1)
+    """Rollout batches, each followed by an update."""
+    groups_per_iteration: int = Field(default=8, ge=1)
+    """Seeds per batch."""
+    group_size: int = Field(default=8, ge=2)
+    """Rollouts per seed; the group's mean is the baseline."""
+    seeds_start: int = Field(default=100_000, ge=0, lt=TRAIN_SEEDS_END)
+    """First training seed; each batch takes the next ones."""
+    max_env_steps: int = Field(default=100, ge=1, le=10_000)
+    """Game actions per episode."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Constant."""
+    advantage: Literal["return_to_go", "episode"] = "return_to_go"
+    """Credit per turn (return-to-go against the group's mean at the same turn) or per episode."""
+    gamma: float = Field(default=0.97, gt=0, le=1)
+    """Discount of return_to_go, per turn."""
+    minibatches: int = Field(default=12, ge=1)
+    """Optimiser steps per batch."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """PPO ratio bound below: 1 - clip_low."""
+    clip_high: float = Field(default=0.28, gt=0)
+    """PPO ratio bound above: 1 + clip_high."""
+    max_samples: int | None = Field(default=None, ge=1)
+    """Turns trained per batch, a uniform sample; unset: all."""
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    """Of the rollouts; top_p is 1 while training."""
+    seed: int = Field(default=0, ge=0)
+    """Of sampling and order."""
+    concurrency: int = Field(default=64, ge=1, le=512)
+    """Rollouts in flight."""
+    checkpoint_every: int = Field(default=2, ge=1)
+    """Iterations between checkpoints."""
+    trace_rollouts: bool = False
+    """Whether training rollouts are also stored in the trace DB."""
+    step_rewards: dict[str, Any] | None = None
+    """Reward shaping, in the wire's form {enabled, mode, strategy, …}; unset: achievements."""
+
+
+class EvaluateConfig(Config):
+    """How a model is judged."""
+
+    environment: str = "crafter"
+    """Name in the task app's registry."""
+    seeds: SeedRange = SeedRange(start=HELD_OUT_SEEDS_START, count=8)
+    """Worlds for trained models; held-out by default."""
+    baseline_seeds: SeedRange | None = None
+    """Worlds for random and teacher; unset: seeds. Must lie within seeds, so that pairs exist."""
+    max_env_steps: int = Field(default=100, ge=1, le=10_000)
+    """Game actions per episode."""
+    concurrency: int = Field(default=32, ge=1, le=512)
+    """Rollouts in flight."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    policy: PolicyConfig = PolicyConfig()
+    """How the model is asked."""
+    bootstrap: int = Field(default=10_000, ge=100)
+    """Resamples behind each interval."""
+
+    @model_validator(mode="after")
+    def _baseline_within_seeds(self) -> Self:
+        b, s = self.baseline_seeds, self.seeds
+        if b is not None and not (s.start <= b.start and b.start + b.count <= s.start + s.count):
+            raise ValueError("baseline_seeds must lie within seeds: the comparison pairs equal seeds")
+        return self
+
+
+class PipelineConfig(Config):
+    """The whole loop."""
+
+    name: str = Field(default="pipeline", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Label of the run."""
+    environment: str = "crafter"
+    """Name in the task app's registry; collect, evaluate and RL use it."""
+    task_app: TaskAppConfig = TaskAppConfig()
+    """Where the environment is served."""
+    backend: BackendConfig = BackendConfig()
+    """Where models are trained and served."""
+    collect: CollectConfig = CollectConfig()
+    """Which episodes the teacher plays."""
+    filter: FilterConfig = FilterConfig()
+    """Which of them become training examples."""
+    sft: SftConfig = SftConfig()
+    """The fine-tuning job."""
+    rl: RlConfig = RlConfig()
+    """The reinforcement-learning job, from the fine-tuned model."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How models are judged."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _environment_everywhere(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "environment" in data:
+            data = dict(data)
+            for section in ("collect", "evaluate"):
+                part = data.get(section, {})
+                if isinstance(part, dict):
+                    data[section] = {"environment": data["environment"], **part}
+        return data
+
+    @model_validator(mode="after")
+    def _held_out_stays_held_out(self) -> Self:
+        for where, seeds in (("collect.seeds", self.collect.seeds),):
+            refuse_held_out(where, seeds.seeds)
+        last = self.rl.seeds_start + self.rl.iterations * self.rl.groups_per_iteration
+        refuse_held_out("rl.seeds_start + iterations * groups_per_iteration", (last - 1,))
+        return self
+
+
+# --------------------------------------------------------------------------- reading
+
+
+def digest_of(value: Any) -> str:
+    """Twelve hex digits of a JSON value, independent of key order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
+def refuse_held_out(where: str, seeds: Iterable[int]) -> None:
+    """Raise if a seed that is meant for judging is about to be trained on."""
+    bad = [s for s in seeds if s >= HELD_OUT_SEEDS_START]
+    if bad:
+        raise ValueError(
+            f"{where} contains held-out seed {bad[0]}; training seeds lie below {TRAIN_SEEDS_END}, "
+            f"held-out ones from {HELD_OUT_SEEDS_START} on"
+        )
+
+
+def load_toml(path: Path | str) -> dict[str, Any]:
+    """Parse a TOML file; ConfigError names file, line and column."""
+    try:
+        return tomli.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file.") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{path}: cannot be read: {e}") from e
+    except tomli.TOMLDecodeError as e:
+        raise ConfigError(f"{path}: not valid TOML: {e}") from e
+
+
+def parse_config(model: type[C], data: dict[str, Any], source: str) -> C:
+    """Validate `data`; a ConfigError names the key, what is wrong, and the nearest valid key."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as e:
+        raise ConfigError("\n".join(f"{source}: {_sentence(model, err)}" for err in e.errors())) from None
+
+
+def load_config(model: type[C], path: Path | str, overrides: Iterable[str] = ()) -> C:
+    """Read a TOML file, apply `key.sub=value` overrides (values in TOML's syntax), validate."""
+    return parse_config(model, apply_overrides(load_toml(path), overrides), str(path))
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`["rl.iterations=2"]` on top of `data`; a bare word is taken as a string."""
+    result: dict[str, Any] = json.loads(json.dumps(data))
+    for item in overrides:
+        key, sign, text = item.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"--set {item!r}: write key=value, for example --set rl.iterations=2.")
+        try:
+            value = tomli.loads(f"v = {text}")["v"]
+        except tomli.TOMLDecodeError:
+            value = text
+        *parents, leaf = key.strip().split(".")
+        table = result
+        for parent in parents:
+            table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise ConfigError(f"--set {item!r}: {parent!r} is a value, not a table.")
+        table[leaf] = value
+    return result
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    where = ".".join(str(p) for p in error["loc"]) or "config"
+    if error["type"] != "extra_forbidden":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    parent: Any = model
+    for part in error["loc"][:-1]:
+        parent = _model_of(parent, part)
+    names = list(getattr(parent, "model_fields", {}))
+    close = difflib.get_close_matches(str(error["loc"][-1]), names, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(names)}"
+    return f"{where}: unknown key; {hint}"
+
+
+def _model_of(model: Any, name: str) -> Any:
+    info = getattr(model, "model_fields", {}).get(name)
+    annotation = info.annotation if info else None
+    candidates = (annotation, *getattr(annotation, "__args__", ()))
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)

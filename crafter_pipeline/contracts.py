@@ -1,0 +1,204 @@
+"""What travels between the services, defined once.
+
+Three kinds of things:
+
+* the episode as we keep it (`Rollout`, `Turn`, `Reply`): plain frozen dataclasses, made by the task app, kept by
+  the trace store, read by dataset and evaluation;
+* the wire shape of `POST /rollout` (`RolloutRequest`, `RolloutResponse`), which published clients speak
+  (`extra` keys are kept, never refused);
+* the wire shape of chat completions lives in `clients/chat.py`, that of jobs in `clients/backend.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+# --------------------------------------------------------------------------- the episode
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    DEATH = "death"
+    ENV_LIMIT = "env_limit"  # the environment's own step limit
+    TURN_LIMIT = "turn_limit"  # model calls or ops used up
+    TIME_LIMIT = "time_limit"  # safety.max_time_s
+    SOLVED = "solved"  # nothing left to achieve
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer of a chat model, as it came."""
+
+    content: str
+    thinking: str = ""
+    """`reasoning_content` or the text between `<think>` tags; never dropped."""
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    """OpenAI form: {"id", "type", "function": {"name", "arguments": JSON string}}."""
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model call and the env steps it caused."""
+
+    index: int
+    messages: tuple[dict[str, Any], ...]
+    """Exactly what the model saw: chat messages, system first."""
+    reply: Reply
+    actions: tuple[str, ...]
+    """Actions executed, in order; ("noop",) after a parse failure."""
+    parse_failure: str | None
+    """Why the answer could not be read; None: it could."""
+    reward: float
+    """Reward of this turn (default: achievements newly unlocked in it)."""
+    unlocked: tuple[str, ...]
+    started_at: float
+    """Unix seconds."""
+    ended_at: float
+    observation: str = ""
+    """Text of the observation the turn acted on."""
+    next_observation: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+    """Environment's own facts of the turn (e.g. shaping components)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One episode of one policy on one seed."""
+
+    run_id: str
+    environment: str
+    seed: int
+    policy: str
+    model: str
+    provider: str
+    turns: tuple[Turn, ...]
+    achievements: tuple[str, ...]
+    total_reward: float
+    env_steps: int
+    stop_reason: StopReason
+    created_at: float
+    """Unix seconds."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Tools offered to the model in every call; empty: text answers."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Further facts for the trace: policy config, training session, correlation id."""
+
+
+# --------------------------------------------------------------------------- POST /rollout
+
+
+class Wire(BaseModel):
+    """A wire shape of the Synth contract: unknown keys are kept, never refused."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class EnvSpec(Wire):
+    env_id: str | None = None
+    env_name: str | None = None
+    seed: int | None = Field(default=None, ge=0)
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class PolicySpec(Wire):
+    policy_id: str | None = None
+    policy_name: str | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class RecordSpec(Wire):
+    trajectories: bool = True
+    """False: the answer carries no steps (metrics only)."""
+    logprobs: bool = False
+    value: bool = False
+    return_trace: bool = False
+    trace_format: Literal["compact", "full", "structured"] = "compact"
+    store: bool = True
+    """Ours: False keeps the rollout out of the trace DB and the ledger (RL's own rollouts)."""
+
+
+class SafetySpec(Wire):
+    max_ops: int = Field(default=100_000, ge=1)
+    max_time_s: float = Field(default=3600.0, ge=0)
+
+
+class RolloutRequest(Wire):
+    """Body of `POST /rollout`."""
+
+    run_id: str = Field(min_length=1, max_length=200)
+    mode: Literal["rl", "eval"] = "eval"
+    env: EnvSpec = Field(default_factory=EnvSpec)
+    policy: PolicySpec = Field(default_factory=PolicySpec)
+    ops: list[str | dict[str, Any]] = Field(default_factory=list)
+    record: RecordSpec = Field(default_factory=RecordSpec)
+    on_done: Literal["reset", "terminate"] = "reset"
+    safety: SafetySpec = Field(default_factory=SafetySpec)
+    training_session_id: str | None = None
+    synth_base_url: str | None = None
+
+
+class RolloutMetrics(Wire):
+    episode_returns: list[float]
+    mean_return: float
+    num_steps: int
+    """Turns (the wire's decisions)."""
+    num_episodes: int = 1
+    outcome_score: float | None = None
+    events_score: float | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+    """achievements [names], env_steps, stop_reason, turn_rewards [float], parse_failures, stepwise?"""
+
+
+class RolloutResponse(Wire):
+    """Answer of `POST /rollout`."""
+
+    run_id: str
+    trajectories: list[dict[str, Any]]
+    branches: dict[str, list[str]] = Field(default_factory=dict)
+    metrics: RolloutMetrics
+    aborted: bool = False
+    ops_executed: int = 0
+    trace_correlation_id: str | None = None
+    trace: dict[str, Any] | None = None
+    pipeline_metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeResult:
+    """What collect and evaluate keep of one rollout: the answer without its steps."""
+
+    run_id: str
+    seed: int
+    achievements: tuple[str, ...]
+    total_reward: float
+    turns: int
+    env_steps: int
+    stop_reason: str
+    parse_failures: int = 0
+
+    @classmethod
+    def of(cls, seed: int, answer: RolloutResponse) -> EpisodeResult:
+        """Read the answer's metrics. Servers that are not ours may leave `details` empty."""
+        details = answer.metrics.details
+        return cls(
+            run_id=answer.run_id,
+            seed=seed,
+            achievements=tuple(details.get("achievements") or ()),
+            total_reward=answer.metrics.mean_return,
+            turns=answer.metrics.num_steps,
+            env_steps=int(details.get("env_steps") or answer.metrics.num_steps),
+            stop_reason=str(details.get("stop_reason") or "unknown"),
+            parse_failures=int(details.get("parse_failures") or 0),
+        )
+
+
+TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled", "canceled", "completed", "error"})

@@ -1,0 +1,1 @@
+"""From trace databases to a training set: selection in SQL, JSONL, manifest and data card."""

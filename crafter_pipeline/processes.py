@@ -1,0 +1,175 @@
+"""Child processes that never outlive their parent, by portable means.
+
+A child is told its parent's pid and leaves when that pid is no longer its parent (`exit_with_parent`); on Linux the
+kernel does it too (PDEATHSIG would be tied to the forking thread, so we rely on the watchdog alone).
+Ports are bound here and handed over as an open socket: no race for a free port, and connections queue while the
+child starts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from crafter_pipeline.errors import ConfigError, ServiceError
+
+PARENT_VARIABLE = "CRAFTER_PIPELINE_PARENT_PID"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one. ConfigError when the port is taken or the host is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host.strip("[]"), port))
+    except OSError as e:
+        sock.close()
+        raise ConfigError(
+            f"Cannot listen on {host}:{port} ({e.strerror}). Stop what runs there, or choose another --port."
+        ) from e
+    sock.listen(1024)
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    """`http://host:port` of a listening socket."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def exit_with_parent(poll_seconds: float = 1.0) -> None:
+    """Called by a child at its start: SIGTERM to itself when the parent that started it is gone."""
+    expected = int(os.environ.get(PARENT_VARIABLE, "0"))
+    if not expected:
+        return
+
+    def watch() -> None:
+        while os.getppid() == expected:
+            time.sleep(poll_seconds)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watchdog", daemon=True).start()
+
+
+class Service:
+    """A service of ours as a child process: started on entry, stopped on every way out.
+
+    Args:
+        name: For messages, e.g. "task app".
+        module: Run as `python -m <module>`, with `--fd N` appended.
+        arguments: Further command line arguments.
+        log: File that takes the child's stdout and stderr.
+        host, port: Where to listen; port 0 takes a free one.
+        environment: Variables on top of ours (secrets travel here, never on the command line).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        arguments: Sequence[str],
+        *,
+        log: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self.module, self.arguments, self.log = name, module, list(arguments), log
+        self.host, self.port, self.environment = host, port, dict(environment or {})
+        self.url = ""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def start(self) -> None:
+        """Start without waiting; connections queue until the child accepts them."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with listen(self.host, self.port) as sock, self.log.open("ab") as log:
+            self.url = url_of(sock)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", self.module, *self.arguments, "--fd", str(sock.fileno())],
+                pass_fds=(sock.fileno(),),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **self.environment, PARENT_VARIABLE: str(os.getpid())},
+                start_new_session=True,
+            )
+
+    def wait_ready(self, timeout_s: float = 60.0, path: str = "/livez") -> None:
+        """Block until `path` answers 200. ServiceError with the log's tail when the child dies or stays silent."""
+        wait_until(lambda: self._answers(path), timeout_s, lambda: self._last_words(f"gave no answer in {timeout_s:.0f} s"))
+
+    def _answers(self, path: str) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            raise ServiceError(self._last_words(f"ended with exit code {self.process.returncode} at its start"))
+        try:
+            return httpx.get(self.url + path, timeout=5.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def _last_words(self, what: str) -> str:
+        tail = tail_of(self.log)
+        return f"The {self.name} {what}. Log: {self.log}" + (f"\n{tail}" if tail else "")
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """SIGTERM, then SIGKILL after `grace_s`. Safe to call twice."""
+        if self.process is not None:
+            stop_process(self.process, grace_s)
+            self.process = None
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+
+def stop_process(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
+    """SIGTERM to the child's process group, SIGKILL after `grace_s`."""
+    for sig, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        if process.poll() is not None:
+            return
+        try:
+            os.killpg(process.pid, sig)
+        except (ProcessLookupError, PermissionError):
+            return
+        try:
+            process.wait(wait_s)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def wait_until(ready: Callable[[], bool], timeout_s: float, complaint: Callable[[], str]) -> None:
+    """Poll `ready` ten times a second; ServiceError(complaint()) after `timeout_s`."""
+    deadline = time.monotonic() + timeout_s
+    while not ready():
+        if time.monotonic() > deadline:
+            raise ServiceError(complaint())
+        time.sleep(0.1)
+
+
+def tail_of(path: Path, lines: int = 15) -> str:
+    """The last lines of a log file; empty when there is none."""
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""

@@ -1,0 +1,37 @@
+"""One run on one page: `report.json` for scripts, `report.html` for people, markdown for Prefect and the terminal."""
+
+from crafter_pipeline.report.markdown import (
+    comparison_markdown,
+    dataset_markdown,
+    evaluation_markdown,
+    run_markdown,
+    summary_rows,
+)
+from crafter_pipeline.report.report import (
+    Example,
+    ModelRecord,
+    RunReport,
+    Stage,
+    Verdict,
+    read_report,
+    render_html,
+    verdict,
+    write_report,
+)
+
+__all__ = [
+    "Example",
+    "ModelRecord",
+    "RunReport",
+    "Stage",
+    "Verdict",
+    "comparison_markdown",
+    "dataset_markdown",
+    "evaluation_markdown",
+    "read_report",
+    "render_html",
+    "run_markdown",
+    "summary_rows",
+    "verdict",
+    "write_report",
+]

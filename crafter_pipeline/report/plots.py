@@ -1,0 +1,227 @@
+"""Every plot we draw, as SVG text.
+
+One look: small, no frame, colours that stay apart for colour-blind readers (Okabe and Ito, "Color Universal Design",
+2008), text as text. `inline()` makes an SVG that lives inside a page and takes the page's font and text colour, so
+it follows light and dark; `data_uri()` makes one for markdown, on a white card, since an image cannot know the
+colours around it.
+
+matplotlib is imported at the first plot, never by importing this module. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import re
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.report.text import MINUS, interval, number, signed, words
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {
+    "random": "#8a8f98",
+    "teacher": "#e69f00",
+    "mlp": "#56b4e9",
+    "sft": "#0072b2",
+    "dagger": "#009e73",
+    "rl": "#d55e00",
+}
+OTHER = "#cc79a7"
+_INK = "#010203"  # stands for the page's text colour until the SVG is finished
+_WIDTH = 4.1  # inches at 72 units each: on a phone 9-unit text is about 10 px, on a desktop about 15 px
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "crafter-pipeline",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "text.parse_math": False,  # a "$" in a name is a dollar sign
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "normal",
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.unicode_minus": True,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_LOCK = threading.Lock()  # matplotlib's settings are global; Prefect runs tasks in threads
+
+
+def colour(label: str) -> str:
+    """A player's colour, the same in every plot and table."""
+    return COLOURS.get(label, OTHER)
+
+
+# --------------------------------------------------------------------------- the plots
+
+
+def achievement_bars(evaluations: Sequence[Evaluation]) -> str:
+    """Mean achievements per episode and player, with 95 % intervals."""
+    rows = in_label_order(evaluations)
+
+    def draw(ax: Axes) -> None:
+        y = range(len(rows))
+        means = [e.mean_achievements for e in rows]
+        below = [max(0.0, e.mean_achievements - e.ci95[0]) for e in rows]
+        above = [max(0.0, e.ci95[1] - e.mean_achievements) for e in rows]
+        ax.barh(y, means, height=0.62, color=[colour(e.label) for e in rows], alpha=0.85)
+        ax.errorbar(means, y, xerr=[below, above], fmt="none", ecolor=_INK, elinewidth=1.1, capsize=2.5)
+        top = max([e.ci95[1] for e in rows] + [1.0])
+        for i, e in enumerate(rows):
+            ax.text(max(e.ci95[1], means[i]) + top * 0.025, i, number(means[i]), va="center")
+        ax.set_yticks(list(y), [_short(e.label) for e in rows])
+        ax.invert_yaxis()
+        ax.set_xlim(0, top * 1.12)
+        ax.set_xlabel("achievements per episode (mean, 95 % interval)")
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.75 + 0.34 * len(rows))
+
+
+def success_bars(evaluation: Evaluation) -> str:
+    """Share of episodes that unlocked each achievement, for one player; most frequent first."""
+    rates = sorted(evaluation.success_rates.items(), key=lambda item: (-item[1], item[0]))
+
+    def draw(ax: Axes) -> None:
+        y = range(len(rates))
+        ax.barh(y, [100 * r for _, r in rates], height=0.66, color=colour(evaluation.label), alpha=0.85)
+        ax.set_yticks(list(y), [_short(words(name), 24) for name, _ in rates])
+        ax.invert_yaxis()
+        ax.set_xlim(0, 100)
+        ax.set_xlabel("episodes that unlocked it, %")
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.7 + 0.17 * max(2, len(rates)))
+
+
+def delta_plot(comparisons: Sequence[Comparison]) -> str:
+    """Paired differences with 95 % intervals; filled where shown, hollow where not."""
+
+    def draw(ax: Axes) -> None:
+        for i, c in enumerate(comparisons):
+            shade = colour(c.b)
+            ax.plot(c.ci95, (i, i), color=shade, linewidth=2, solid_capstyle="round", alpha=1 if c.clear else 0.55)
+            ax.plot(c.delta, i, "o", color=shade, markersize=5, markerfacecolor=shade if c.clear else "none")
+        edges = [x for c in comparisons for x in c.ci95] + [0.0]
+        span = max(edges) - min(edges) or 1.0
+        ax.set_xlim(min(edges) - 0.05 * span, max(edges) + 0.05 * span)
+        ax.axvline(0, color=_INK, linewidth=0.8, alpha=0.6)
+        ax.set_yticks(range(len(comparisons)), [f"{_short(c.b)} {MINUS} {_short(c.a)}" for c in comparisons])
+        ax.set_ylim(len(comparisons) - 0.5, -0.5)
+        ax.set_xlabel("achievements per episode, difference")
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.75 + 0.24 * len(comparisons))
+
+
+def curve(title: str, points: Sequence[tuple[float, float | None]], shade: str = COLOURS["sft"]) -> str:
+    """One metric over training steps: faint as it came and, from 30 points on, its running mean on top."""
+    finite = [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
+
+    def draw(ax: Axes) -> None:
+        xs, ys = [x for x, _ in finite], [y for _, y in finite]
+        if len(finite) >= 30:
+            ax.plot(xs, ys, color=shade, linewidth=0.7, alpha=0.35)
+            ax.plot(xs, _running_mean(ys, max(3, len(ys) // 20)), color=shade, linewidth=1.6)
+        else:
+            ax.plot(xs, ys, color=shade, linewidth=1.6, marker="o" if len(finite) <= 20 else None, markersize=3)
+        ax.set_title(_short(title, 48))
+        ax.set_xlabel("training step")
+        ax.margins(x=0.02)
+        _grid(ax, "y")
+
+    return _svg(draw, _WIDTH, 1.9)
+
+
+def _running_mean(ys: Sequence[float], window: int) -> list[float]:
+    half = window // 2
+    cut = [ys[max(0, i - half) : i + half + 1] for i in range(len(ys))]
+    return [sum(part) / len(part) for part in cut]
+
+
+def _short(name: str, most: int = 16) -> str:
+    """A name that leaves room for the plot; control characters, which XML cannot hold, are dropped."""
+    name = "".join(c for c in name if c.isprintable())
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _grid(ax: Axes, axis: Any) -> None:
+    ax.grid(axis=axis, color=_INK, alpha=0.12, linewidth=0.6)
+    ax.set_axisbelow(True)
+    ax.spines["left" if axis == "x" else "bottom"].set_alpha(0.4)
+    ax.spines["bottom" if axis == "x" else "left"].set_visible(False)
+
+
+# --------------------------------------------------------------------------- SVG
+
+
+def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+    """Draw on fresh axes of width × height inches; a standalone SVG whose ink is `currentColor`."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with _LOCK, matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", _FONT, text)
+    return text.replace(_INK, "currentColor").replace("xlink:href", "href")
+
+
+def inline(svg: str, name: str, alt: str) -> str:
+    """An SVG for the inside of an HTML page: no namespaces, ids of its own, fluid width, described for readers.
+
+    `alt` must be plain text of ours or be escaped by the caller.
+    """
+    svg = re.sub(r"\sxmlns(:\w+)?=\"[^\"]*\"", "", svg)
+    svg = re.sub(r"\bid=\"([^\"]+)\"", rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r"\bhref=\"#([^\"]+)\"", rf'href="#{name}-\1"', svg)
+    svg = re.sub(r"<svg width=\"[^\"]*\" height=\"[^\"]*\"", "<svg", svg, count=1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{alt}"', 1)
+
+
+def data_uri(svg: str) -> str:
+    """An SVG for `![](…)` in markdown: dark ink on a white card."""
+    svg = re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" rx="4" fill="#ffffff"/>', svg, count=1)
+    svg = svg.replace("currentColor", "#24292f")
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def describe_bars(evaluations: Sequence[Evaluation]) -> str:
+    """The bar chart in words."""
+    rows = in_label_order(evaluations)
+    return "Mean achievements per episode: " + "; ".join(
+        f"{e.label} {number(e.mean_achievements)} {interval(e.ci95)}" for e in rows
+    )
+
+
+def describe_deltas(comparisons: Sequence[Comparison]) -> str:
+    """The plot of differences in words."""
+    return "Paired differences: " + "; ".join(
+        f"{c.b} minus {c.a} {signed(c.delta)} {interval(c.ci95, sign=True)}" for c in comparisons
+    )

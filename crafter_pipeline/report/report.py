@@ -1,0 +1,418 @@
+"""A finished (or broken-off) run as data, and the two files that show it: `report.json` and `report.html`.
+
+`report.json` keeps the names that scripts outside rely on (docs: "Names that others rely on"); our further keys
+stand beside them. `report.html` is one file without any reference to the network: styles, plots and data inline.
+Whatever is missing is said to be missing; a report never fails because a run did.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from crafter_pipeline.errors import DataError
+from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.report import plots, text
+
+Status = Literal["succeeded", "partial", "failed"]
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]]
+"""{"sft": {metric: [(training step, value)]}, "rl": {…}}"""
+
+TRAINED = ("sft", "dagger", "rl")
+"""Labels of language models that we trained, in the order they are trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of the run; its name is the deployment's (`evaluate-<label>` for evaluations)."""
+
+    name: str
+    seconds: float
+    state: str
+    """Prefect's word: completed, cached, failed, skipped, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A trained model and what it came from."""
+
+    id: str
+    parent: str
+    """The model it started from."""
+    dataset_sha256: str | None = None
+    """Of the JSONL it was tuned on; None: RL, no dataset."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Further facts (job, parameters, tokens, training steps); shown and kept as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One turn as text, for reading."""
+
+    label: str
+    """Who played: teacher, sft, rl, …"""
+    prompt: str
+    thinking: str
+    answer: str
+    note: str = ""
+    """Where it is from: seed, turn, what came of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Did it learn? In one sentence, from the paired intervals alone."""
+
+    learned: Literal["yes", "no", "unclear"]
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """Everything a report shows. All but the first four may be missing."""
+
+    run_id: str
+    name: str
+    status: Status
+    created_at: float
+    """Unix seconds."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The run's config as plain data (`PipelineConfig.model_dump(mode="json")`)."""
+    stages: Sequence[Stage] = ()
+    evaluations: Sequence[Evaluation] = ()
+    comparisons: Sequence[Comparison] = ()
+    dataset: Mapping[str, Any] | None = None
+    """The dataset's manifest: path, rows, tokens, sha256, and what else it knows (`funnel`, `card`, …)."""
+    models: Sequence[ModelRecord] = ()
+    training: Curves = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+    examples: Sequence[Example] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """Python, platform, versions."""
+    command: str = ""
+    """What repeats the run; empty: `crafter-pipeline run --config` with the config shown."""
+
+    def __post_init__(self) -> None:
+        if self.status not in get_args(Status):
+            raise ValueError(f"status {self.status!r} is none of {', '.join(get_args(Status))}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Exactly what report.json holds. Numbers that JSON cannot say (NaN, ∞) become null."""
+        return plain(
+            {
+                "run_id": self.run_id,
+                "name": self.name,
+                "status": self.status,
+                "created_at": datetime.fromtimestamp(self.created_at, UTC).isoformat(),
+                "learned": verdict(self).learned,
+                "headline": verdict(self).sentence,
+                "stages": [{"name": s.name, "seconds": s.seconds, "state": s.state} for s in self.stages],
+                "evaluations": [e.to_json() for e in in_label_order(self.evaluations)],
+                "comparisons": [c.to_json() for c in self.comparisons],
+                "dataset": None if self.dataset is None else {**_DATASET_KEYS, **self.dataset},
+                "models": [
+                    {**m.facts, "id": m.id, "parent": m.parent, "dataset_sha256": m.dataset_sha256} for m in self.models
+                ],
+                "training": {job: {k: list(v) for k, v in curves.items()} for job, curves in self.training.items()},
+                "warnings": list(self.warnings),
+                "examples": [
+                    {"label": e.label, "prompt": e.prompt, "thinking": e.thinking, "answer": e.answer, "note": e.note}
+                    for e in self.examples
+                ],
+                "environment": self.environment,
+                "command": self.command,
+                "config": self.config,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RunReport:
+        """Read what `to_json` wrote."""
+        own = ("id", "parent", "dataset_sha256")
+        try:
+            return cls(
+                run_id=data["run_id"],
+                name=data["name"],
+                status=data["status"],
+                created_at=datetime.fromisoformat(data["created_at"]).timestamp(),
+                config=data.get("config", {}),
+                stages=[Stage(s["name"], s["seconds"], s["state"]) for s in data.get("stages", ())],
+                evaluations=[Evaluation.from_json(e) for e in data.get("evaluations", ())],
+                comparisons=[Comparison.from_json(c) for c in data.get("comparisons", ())],
+                dataset=data.get("dataset"),
+                models=[
+                    ModelRecord(m["id"], m["parent"], m["dataset_sha256"], {k: v for k, v in m.items() if k not in own})
+                    for m in data.get("models", ())
+                ],
+                training={
+                    job: {k: [(x, y) for x, y in points] for k, points in curves.items()}
+                    for job, curves in data.get("training", {}).items()
+                },
+                warnings=data.get("warnings", ()),
+                examples=[Example(**e) for e in data.get("examples", ())],
+                environment=data.get("environment", {}),
+                command=data.get("command", ""),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as e:
+            raise DataError(f"Not a report of ours: {e!r}.") from e
+
+
+_DATASET_KEYS: dict[str, Any] = {"path": None, "rows": None, "tokens": None, "sha256": None}
+
+
+# --------------------------------------------------------------------------- did it learn?
+
+
+def verdict(report: RunReport) -> Verdict:
+    """The last trained model against random, then each training stage against the one before it."""
+    by_label = {e.label: e for e in report.evaluations}
+    trained = [label for label in TRAINED if label in by_label]
+    if not by_label:
+        return Verdict("unclear", "Nothing was evaluated, so nothing can be said about learning.")
+    if not trained:
+        return Verdict("unclear", "No trained model was evaluated, so nothing can be said about learning.")
+    last = by_label[trained[-1]]
+    total = len(last.success_rates)
+    plays = f"{last.label} unlocks {text.number(last.mean_achievements)} of {total} achievements per episode"
+    versus = _pair(report.comparisons, "random", last.label)
+    if versus is None:
+        return Verdict("unclear", f"{plays}, but was not compared with random play.")
+    worlds = f"{len(versus.seeds)} shared world{'' if len(versus.seeds) == 1 else 's'}"
+    facts = f"95 % interval {text.interval(versus.ci95, sign=True)}, {worlds}"
+    gap = f"{text.number(abs(versus.delta))} {'more' if versus.delta >= 0 else 'fewer'} than random ({facts})"
+    learned: Literal["yes", "no", "unclear"]
+    if versus.clear and versus.delta > 0:
+        learned, start = "yes", f"It learned: {plays}, {gap}"
+    elif versus.clear:
+        learned, start = "no", f"It did not learn: {plays}, {gap}"
+    elif versus.excludes_zero:
+        learned, start = "unclear", f"Too few worlds to tell: {plays}, {gap}"
+    else:
+        learned, start = "unclear", f"Learning is not shown: {plays}, {gap}; zero lies inside the interval"
+    return Verdict(learned, "; ".join([start, *_steps(report.comparisons, trained)]) + ".")
+
+
+def _steps(comparisons: Sequence[Comparison], trained: Sequence[str]) -> Iterable[str]:
+    for before, after in zip(trained, trained[1:], strict=False):
+        c = _pair(comparisons, before, after)
+        if c is None:
+            continue
+        by = f"{text.number(abs(c.delta))} {text.interval(c.ci95, sign=True)}"
+        if not c.clear:
+            yield f"{after} against {before} is open: {text.signed(c.delta)} {text.interval(c.ci95, sign=True)}"
+        elif c.delta > 0:
+            yield f"{after} gained {by} over {before}"
+        else:
+            yield f"{after} lost {by} against {before}"
+
+
+def _pair(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | None:
+    return next((c for c in comparisons if (c.a, c.b) == (a, b)), None)
+
+
+# --------------------------------------------------------------------------- files
+
+
+def write_report(report: RunReport, folder: Path | str) -> tuple[Path, Path]:
+    """Write report.html, then report.json, into `folder`; each appears whole or not at all. (json, html)"""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    as_json = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    html = _write(folder / "report.html", render_html(report))
+    return _write(folder / "report.json", as_json + "\n"), html
+
+
+def read_report(path: Path | str) -> RunReport:
+    """Read a report.json, or the one in a run's folder."""
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        return RunReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such report. A run writes it at its end: `crafter-pipeline run`.") from None
+    except ValueError as e:
+        raise DataError(f"{path}: not valid JSON: {e}") from e
+
+
+def _write(path: Path, content: str) -> Path:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
+            f.write(content)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def plain(value: Any) -> Any:
+    """Anything as JSON data: mappings, lists, finite numbers, strings, booleans, null."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, Iterable):
+        return [plain(v) for v in value]
+    return plain(value.item()) if hasattr(value, "item") else str(value)
+
+
+# --------------------------------------------------------------------------- the page
+
+
+def render_html(report: RunReport) -> str:
+    """The page. Jinja escapes everything; only our own SVGs pass as they are (matplotlib escapes their text)."""
+    evaluations = in_label_order(report.evaluations)
+    page = _environment().get_template("report.html.j2")
+    return page.render(
+        report=report,
+        verdict=verdict(report),
+        when=datetime.fromtimestamp(report.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
+        evaluations=evaluations,
+        bars=_figure("bars", plots.achievement_bars(evaluations), plots.describe_bars(evaluations))
+        if evaluations
+        else None,
+        deltas=_figure("deltas", plots.delta_plot(report.comparisons), plots.describe_deltas(report.comparisons))
+        if report.comparisons
+        else None,
+        heat=success_rows(evaluations),
+        curves=[(job, main, rest) for job in ("sft", "rl") for main, rest in [_curves(job, report.training.get(job))]],
+        funnel=funnel(report.dataset),
+        dataset_facts=dataset_facts(report.dataset),
+        card=(report.dataset or {}).get("card"),
+        lineage=lineage(report),
+        longest=max([s.seconds for s in report.stages] + [1e-9]),
+        total_seconds=sum(s.seconds for s in report.stages),
+        toml=text.toml(report.config) if report.config else "",
+        command=report.command or ("crafter-pipeline run --config config.toml" if report.config else ""),
+        broken=[s.name for s in report.stages if s.state.lower() in ("failed", "crashed", "cancelled")],
+    )
+
+
+def success_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[float | None]]]:
+    """(achievement, rate per evaluation or None), the most unlocked first."""
+    names = list(dict.fromkeys(name for e in evaluations for name in e.success_rates))
+    rows = [(name, [e.success_rates.get(name) for e in evaluations]) for name in names]
+    return sorted(rows, key=lambda row: (-sum(r or 0.0 for r in row[1]), row[0]))
+
+
+def funnel(manifest: Mapping[str, Any] | None) -> list[tuple[str, int]]:
+    """The filter's funnel as (rule, how many are left after it).
+
+    Reads `funnel` (or `filter_funnel`) as a mapping, as pairs, or as rows such as {"rule": …, "left": …}.
+    """
+    raw = (manifest or {}).get("funnel") or (manifest or {}).get("filter_funnel") or ()
+    steps: list[tuple[str, int]] = []
+    for item in raw.items() if isinstance(raw, Mapping) else raw:
+        if isinstance(item, Mapping):
+            name = next((item[k] for k in ("rule", "step", "stage", "name", "label") if k in item), "?")
+            count = next((item[k] for k in ("left", "kept", "remaining", "count", "rollouts", "rows") if k in item), 0)
+        else:
+            name, count = item
+        if isinstance(count, (int, float)) and math.isfinite(count):
+            steps.append((str(name), int(count)))
+    return steps
+
+
+def dataset_facts(manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """The manifest's plain facts as (name, value); nested ones are left to `card` and the JSON."""
+    if manifest is None:
+        return []
+    first = [k for k in _DATASET_KEYS if k in manifest]
+    rest = [k for k in manifest if k not in _DATASET_KEYS and k not in ("card", "funnel", "filter_funnel")]
+    shown = [k for k in first + rest if isinstance(manifest[k], (str, int, float, Path))]
+    return [(text.words(str(k)), fact(manifest[k])) for k in shown]
+
+
+def fact(value: Any) -> str:
+    """A manifest's or card's value as text: thousands separated, nested values as JSON."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "–"}[value]
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value) if isinstance(value, (str, Path)) else json.dumps(plain(value), ensure_ascii=False)
+
+
+def lineage(report: RunReport) -> list[tuple[str, str, str]]:
+    """seeds → traces → dataset → models, as (kind, title, small print); empty if there is neither data nor model."""
+    if report.dataset is None and not report.models:
+        return []
+    collect = report.config.get("collect") or {}
+    seeds = collect.get("seeds")
+    nodes: list[tuple[str, str, str]] = []
+    if isinstance(seeds, Mapping) and {"start", "count"} <= seeds.keys():
+        first, count = int(seeds["start"]), int(seeds["count"])
+        nodes.append(("seeds", text.seeds(list(range(first, first + count))), "training worlds"))
+    manifest = report.dataset or {}
+    sources = manifest.get("traces") or manifest.get("sources") or manifest.get("trace_dbs")
+    if sources:
+        many = [sources] if isinstance(sources, (str, Mapping)) else list(sources)
+        names = [str(s.get("path", s)) if isinstance(s, Mapping) else str(s) for s in many]
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        nodes.append(("traces", Path(names[0]).name + more, f"played by {collect.get('model', 'the teacher')}"))
+    if report.dataset is not None:
+        rows = fact(manifest["rows"]) + " rows" if manifest.get("rows") is not None else "rows unknown"
+        nodes.append(("dataset", rows, f"sha256 {str(manifest.get('sha256') or 'unknown')[:12]}"))
+    for m in report.models:
+        data = f", dataset {m.dataset_sha256[:12]}" if m.dataset_sha256 else ""
+        nodes.append(("model", m.id, f"from {m.parent}{data}"))
+    return nodes
+
+
+def _curves(job: str, metrics: Mapping[str, Sequence[tuple[float, float | None]]] | None) -> tuple[Any, list[Any]]:
+    """(the plot that matters, the others): loss for SFT, reward for RL."""
+    drawn = {k: v for k, v in (metrics or {}).items() if any(y is not None and math.isfinite(y) for _, y in v)}
+    wanted = ("loss",) if job == "sft" else ("achievements", "reward", "return")
+    rank = {k: next((i for i, word in enumerate(wanted) if word in k.lower()), len(wanted)) for k in drawn}
+    order = sorted(drawn, key=lambda k: (rank[k], len(k)))
+    figures = []
+    for i, metric in enumerate(order[:13]):
+        last = next(y for _, y in reversed(drawn[metric]) if y is not None and math.isfinite(y))
+        alt = f"{job} {metric} over {len(drawn[metric])} points, last {last:.4g}"
+        figures.append(_figure(f"{job}{i}", plots.curve(f"{job}: {metric}", drawn[metric], plots.colour(job)), alt))
+    return (figures[0] if figures else None), figures[1:]
+
+
+def _figure(name: str, svg: str, alt: str) -> Markup:
+    return Markup(plots.inline(svg, name, str(escape(alt))))
+
+
+def _environment() -> Environment:
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(
+        number=text.number,
+        signed=text.signed,
+        interval=text.interval,
+        duration=text.duration,
+        percent=text.percent,
+        words=text.words,
+        seeds=text.seeds,
+        fact=fact,
+        colour=plots.colour,
+    )
+    return env

@@ -1,0 +1,1 @@
+"""The environment server: plays episodes with chat models and keeps their traces."""
