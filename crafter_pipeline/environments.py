@@ -41,8 +41,7 @@ class EnvironmentInfo:
     tiny_system_prompt: str
     """System prompt for the tiny student: a few lower-case words, each one token."""
     vocabulary: tuple[str, ...]
-    """Every word of the tiny student's prompts and answers, without duplicates. The order decides token ids: it only
-    ever grows at the end."""
+    """Every word of the tiny student's prompts and answers, without duplicates. The order decides token ids."""
 
 
 def _words(*groups: Iterable[str]) -> tuple[str, ...]:

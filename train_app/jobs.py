@@ -185,6 +185,21 @@ class JobStore:
         with self._lock:
             self._db.close()
 
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Several calls as one write; a nested one joins it."""
+        with self._lock:
+            if self._db.in_transaction:
+                yield
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+
     # ------------------------------------------------------------------ jobs
 
     def create_job(
@@ -200,15 +215,10 @@ class JobStore:
     ) -> Job:
         """A new queued job with its first event. An equal key returns the job it made, unless that one failed or was
         cancelled. `ready=False`: it waits for `start`."""
-        with self._transaction():
-            if idempotency_key is not None:
-                row = self._db.execute(
-                    "SELECT * FROM jobs WHERE idempotency_key = ? AND kind = ? "
-                    "AND status NOT IN ('failed', 'cancelled') ORDER BY created_at DESC, id LIMIT 1",
-                    (idempotency_key, kind),
-                ).fetchone()
-                if row is not None:
-                    return _job(row)
+        with self.transaction():
+            before = self.job_of_key(kind, idempotency_key)
+            if before is not None:
+                return before
             job_id, now = f"job_{secrets.token_hex(8)}", time.time()
             self._db.execute(
                 "INSERT INTO jobs (id, kind, name, base_model, spec, request, status, ready, idempotency_key, "
@@ -231,6 +241,16 @@ class JobStore:
             )
             return self.get(job_id)
 
+    def job_of_key(self, kind: Kind, key: str | None) -> Job | None:
+        """The job that an idempotency key made; a failed or cancelled one does not count."""
+        row = self._one(
+            "SELECT * FROM jobs WHERE idempotency_key = ? AND kind = ? AND status NOT IN ('failed', 'cancelled') "
+            "ORDER BY created_at DESC, id LIMIT 1",
+            key,
+            kind,
+        )
+        return None if row is None else _job(row)
+
     def get(self, job_id: str) -> Job:
         """The job; KeyError when there is none."""
         row = self._one("SELECT * FROM jobs WHERE id = ?", job_id)
@@ -251,7 +271,7 @@ class JobStore:
 
     def start(self, job_id: str) -> Job:
         """Let the supervisor take the job; a second start changes nothing."""
-        with self._transaction():
+        with self.transaction():
             changed = self._db.execute(
                 "UPDATE jobs SET ready = 1, updated_at = ? WHERE id = ? AND ready = 0 AND status = 'queued'",
                 (time.time(), job_id),
@@ -263,7 +283,7 @@ class JobStore:
     def claim(self) -> Job | None:
         """Take the oldest started job: it is running from now on. None: nothing to do."""
         now = time.time()
-        with self._transaction():
+        with self.transaction():
             row = self._db.execute(
                 "UPDATE jobs SET status = 'running', started_at = COALESCE(started_at, ?1), heartbeat_at = ?1, "
                 "updated_at = ?1 WHERE id = (SELECT id FROM jobs WHERE status = 'queued' AND ready = 1 AND "
@@ -277,7 +297,7 @@ class JobStore:
 
     def worker_started(self, job_id: str, pid: int) -> int:
         """Record the worker's pid; returns how many workers the job has had, this one included."""
-        with self._transaction():
+        with self.transaction():
             row = self._db.execute(
                 "UPDATE jobs SET pid = ?1, attempts = attempts + 1, heartbeat_at = ?2, updated_at = ?2 WHERE id = ?3 "
                 "RETURNING attempts",
@@ -293,7 +313,7 @@ class JobStore:
         Returns False, and changes nothing, when the job already ended.
         """
         now = time.time()
-        with self._transaction():
+        with self.transaction():
             job = self.get(job_id)
             if job.final:
                 return False
@@ -316,7 +336,7 @@ class JobStore:
 
     def finish(self, job_id: str, model_id: str) -> bool:
         """The job succeeded with this model; False when it had already ended."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute("UPDATE jobs SET model_id = ? WHERE id = ?", (model_id, job_id))
             return self.set_status(job_id, "succeeded")
 
@@ -334,7 +354,7 @@ class JobStore:
 
     def request_cancel(self, job_id: str) -> Job:
         """Ask for the job's end: a waiting one is cancelled at once, a running one by the supervisor."""
-        with self._transaction():
+        with self.transaction():
             job = self.get(job_id)
             if not job.final and not job.cancel_requested:
                 self._db.execute(
@@ -384,7 +404,7 @@ class JobStore:
         """
         now = time.time()
         rows = [(job_id, step, n, phase, float(v), now) for n, v in values.items() if abs(float(v)) < float("inf")]
-        with self._transaction():
+        with self.transaction():
             self._db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)", rows)
 
     def metrics(
@@ -438,7 +458,7 @@ class JobStore:
 
     def add_model(self, model: Model) -> None:
         """Register a model and name it in its job. Adding it twice keeps the newer one."""
-        with self._transaction():
+        with self.transaction():
             self._db.execute(
                 "INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -501,21 +521,6 @@ class JobStore:
         return model.path if model is not None else stand_in
 
     # ------------------------------------------------------------------ inside
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """One write transaction; a nested one joins it."""
-        with self._lock:
-            if self._db.in_transaction:
-                yield
-                return
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
 
     def _one(self, sql: str, *values: Any) -> Any:
         with self._lock:

@@ -148,7 +148,7 @@ _RL_TABLES = frozenset(
     ("algorithm", "services", "compute", "topology", "vllm", "reference", "model", "policy", "lora", "rollout")
     + ("evaluation", "training", "judge", "rubric", "tags", "smoke")
 )
-_RL_SET_BY_WORKER = ("model", "inference_url", "api_key", "provider", "vendor", "temperature", "top_p")
+_RL_SET_BY_WORKER = ("model", "inference_url", "api_key", "provider", "vendor")
 _RL_READ = frozenset(
     ("num_epochs", "iterations_per_epoch", "max_turns", "batch_size", "group_size", "rewards", *RlConfig.model_fields)
 )
@@ -202,7 +202,7 @@ def read_rl(payload: Mapping[str, Any]) -> dict[str, Any]:
         "task_app_url": str(url).rstrip("/"),
         "source": str(source),
         "environment": _environment(str(rollout.get("env_name") or "crafter")),
-        "policy": {k: v for k, v in policy_config.items() if k not in _RL_SET_BY_WORKER[:5]},
+        "policy": {k: v for k, v in policy_config.items() if k not in _RL_SET_BY_WORKER},
         "max_turns": max_turns,
         "not_applied": notes,
     }

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import orjson
+import tenacity
 from httpx_aiohttp import AiohttpTransport
 
 from crafter_pipeline.contracts import Reply
@@ -100,7 +101,9 @@ class ChatClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -149,8 +152,6 @@ class ChatClient:
 
     async def _again(self, url: str, body: bytes, deadline: float, first: _Transient) -> Reply:
         """Further tries after `first`."""
-        import tenacity  # here: the calls that succeed, nearly all, do not pay for it
-
         last = first
 
         def wait(state: tenacity.RetryCallState) -> float:

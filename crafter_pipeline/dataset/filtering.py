@@ -29,7 +29,7 @@ from crafter_pipeline.errors import DataError, EmptyDatasetError
 from crafter_pipeline.traces import records as r
 
 FETCH_ROWS = 512
-DUCKDB_MEMORY = "512MB"
+DUCKDB_MEMORY = "256MB"
 """More is spilled to a temporary folder beside the output."""
 
 _MACROS = """

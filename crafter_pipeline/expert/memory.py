@@ -35,6 +35,8 @@ DELTAS = (-SIDE, SIDE, -1, 1)
 """Cell difference of a step left, right, up, down."""
 LEFT, RIGHT, UP, DOWN = range(4)
 
+MARGIN = 12
+"""Cells at the map's border where searches would look outside."""
 SIGHT_X, SIGHT_Y = 4, 3
 """How far the view reaches from the player."""
 FORGET_CREATURES_AFTER = 900
@@ -205,6 +207,12 @@ class Memory:
     def front(self) -> int:
         """The cell that the player faces."""
         return self.position + DELTAS[self.facing]
+
+    @property
+    def lost(self) -> bool:
+        """Have we left the map? A world is smaller than it: only views of different episodes can lead there."""
+        x, y = divmod(self.position, SIDE)
+        return min(x, y) < MARGIN or max(x, y) >= SIDE - MARGIN
 
     def lacks(self, achievement: str) -> bool:
         """Is it still to be unlocked?"""

@@ -84,7 +84,7 @@ class Expert:
 
     def act(self, view: View) -> Decision:
         """The action for this moment and its reason."""
-        if view.step < self._memory.step:
+        if view.step < self._memory.step or self._memory.lost:
             self._begin()
         memory = self._memory
         memory.see(view)

@@ -72,6 +72,16 @@ def layout_of(area: tuple[int, int]) -> Layout:
     return Layout(area)
 
 
+@lru_cache(maxsize=128)
+def _count_by_chunk(area: tuple[int, int], materials: bytes, code: int) -> tuple[int, ...]:
+    """Cells of a material per chunk. Kept, since the games of one world begin with equal counts."""
+    layout = layout_of(area)
+    padded = np.zeros((layout.chunk_columns * CHUNK, layout.chunk_rows * CHUNK), bool)
+    padded[: area[0], : area[1]] = np.frombuffer(materials, np.uint8).reshape(area) == code
+    blocks = padded.reshape(layout.chunk_columns, CHUNK, layout.chunk_rows, CHUNK)
+    return tuple(blocks.sum((1, 3)).ravel().tolist())
+
+
 class Board:
     """The changing state of a world: materials, objects, chunks."""
 
@@ -93,18 +103,10 @@ class Board:
         self.chunk_order: list[int] = []
         """Chunks in the order in which an object first entered them: the others are never balanced."""
         self._chunk_seen = bytearray(layout.chunks)
-        self.grass = self._count(GRASS)
+        self.grass = list(_count_by_chunk(area, materials, GRASS))
         """Per chunk: cells of grass."""
-        self.path = self._count(PATH)
+        self.path = list(_count_by_chunk(area, materials, PATH))
         """Per chunk: cells of path."""
-
-    def _count(self, material: int) -> list[int]:
-        layout = self.layout
-        padded = np.zeros((layout.chunk_columns * CHUNK, layout.chunk_rows * CHUNK), bool)
-        padded[: layout.area[0], : layout.area[1]] = self.grid == material
-        blocks = padded.reshape(layout.chunk_columns, CHUNK, layout.chunk_rows, CHUNK)
-        counts: list[int] = blocks.sum((1, 3)).ravel().tolist()
-        return counts
 
     def add(self, kind: int, x: int, y: int) -> Thing:
         """Put a new object on a free cell."""

@@ -280,13 +280,13 @@ class Game:
             self._count("defeat_skeleton")
         else:
             inventory["food"] += 6
-            self._hunger = 0
+            self._hunger = 0.0
             self._count("eat_cow")
 
     def _collect(self, target: int) -> None:
         material = self._board.materials[target]
         if material == WATER:
-            self._thirst = 0
+            self._thirst = 0.0
         rule = COLLECT.get(material)
         if rule is None or (rule.tool is not None and self._inventory[rule.tool] < 1):
             return
@@ -328,31 +328,31 @@ class Game:
         inventory, asleep = self._inventory, self._sleeping
         self._hunger += 0.5 if asleep else 1
         if self._hunger > 25:
-            self._hunger = 0
+            self._hunger = 0.0
             inventory["food"] -= 1
         self._thirst += 0.5 if asleep else 1
         if self._thirst > 20:
-            self._thirst = 0
+            self._thirst = 0.0
             inventory["drink"] -= 1
         if asleep:
-            self._fatigue = min(self._fatigue - 1, 0)
+            self._fatigue = min(self._fatigue - 1, 0.0)
         else:
             self._fatigue += 1
         if self._fatigue < -10:
-            self._fatigue = 0
+            self._fatigue = 0.0
             inventory["energy"] += 1
         if self._fatigue > 30:
-            self._fatigue = 0
+            self._fatigue = 0.0
             inventory["energy"] -= 1
         if inventory["food"] > 0 and inventory["drink"] > 0 and (inventory["energy"] > 0 or asleep):
             self._recovery += 2 if asleep else 1
         else:
             self._recovery -= 0.5 if asleep else 1
         if self._recovery > 25:
-            self._recovery = 0
+            self._recovery = 0.0
             inventory["health"] += 1
         if self._recovery < -15:
-            self._recovery = 0
+            self._recovery = 0.0
             inventory["health"] -= 1
         for vital in VITALS:
             value = inventory[vital]

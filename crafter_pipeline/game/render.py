@@ -20,18 +20,22 @@ if TYPE_CHECKING:
     from .engine import Game
 
 
+SMALLEST_CELL = 2
+"""Pixels; below it, stock's item icons vanish."""
+
+
 def render(game: Game, size: tuple[int, int]) -> NDArray[np.uint8]:
     """The picture, uint8 of shape (height, width, 3); `size` is (width, height) in pixels.
 
     In parity mode a 64x64 picture equals stock's, night noise included; otherwise the noise is a function of seed and
-    step. Raises ValueError if there is less than a pixel for each cell.
+    step. Raises ValueError if a cell would be smaller than 2x2 pixels.
     """
     from crafter import engine
 
     view = np.array(game.view)
     pixels = np.array(size)
     unit = pixels // view
-    if unit.min() < 1:
+    if unit.min() < SMALLEST_CELL:
         raise ValueError(f"A picture of {tuple(size)} pixels is too small for {game.view} cells.")
     things = [_Sprite(thing, game) for thing in game._board.things]
     local = engine.LocalView(_World(game, things), _textures(), list(game.local_view))

@@ -9,6 +9,7 @@ from typing import Any
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.environments import CRAFTER, TOOL_NAME, EnvironmentInfo, tool_schema
 from crafter_pipeline.game import ACHIEVEMENTS, CELL_CHARACTERS, Game, render_text
+from crafter_pipeline.game.rules import COW, SKELETON, TREE, ZOMBIE
 from crafter_pipeline.game.worldgen import generate_world
 from task_app.policies import Answer, Policy, read_answer
 from task_app.rewards import Counters
@@ -35,11 +36,11 @@ place_plant 1 sapling (on grass).
 make_iron_pickaxe 1 wood, 1 coal and 1 iron; make_iron_sword 1 wood, 1 coal and 1 iron.
 - You carry at most 9 of each thing. Ten wood pay for two tables and every tool.
 - food, drink and energy sink with time; at 0 you lose health, otherwise it returns. sleep restores energy; you wake \
-when energy is 9 or when you are hurt, and actions are ignored until then. Zombies come over grass, above all at night: \
-sleep behind stone. Skeletons shoot in dark caves.
+when energy is 9 or when you are hurt, and actions are ignored until then. Zombies come over grass, above all at \
+night: sleep behind stone. Skeletons shoot in dark caves.
 - A planted sapling ripens in about 300 steps while you stay within 17 cells, and dies if a creature stands beside it.
-- A useful order: wood, table, wood pickaxe and sword, stone, stone pickaxe and sword, furnace, coal, iron, iron tools, \
-diamond; drink, eat, plant and sleep on the way."""
+- A useful order: wood, table, wood pickaxe and sword, stone, stone pickaxe and sword, furnace, coal, iron, iron \
+tools, diamond; drink, eat, plant and sleep on the way."""
 
 _LEGEND = (
     "The map is 9 cells wide and 7 high, you are @ in the centre, the upper row is up. Its characters: "
@@ -188,7 +189,11 @@ class CrafterEnvironment:
             kinds = Counter(kind for kind, _, _ in world.creatures)
             observation |= {
                 "seed": seed,
-                "traits": {"trees": world.materials.count(_TREE), "cows": kinds[_COW], "hostiles": _hostiles(kinds)},
+                "traits": {
+                    "trees": world.materials.count(TREE),
+                    "cows": kinds[COW],
+                    "hostiles": kinds[ZOMBIE] + kinds[SKELETON],
+                },
                 "inventory": Game(seed).inventory,
                 "player_position": [AREA[0] // 2, AREA[1] // 2],
             }
@@ -219,6 +224,3 @@ class CrafterEnvironment:
             "limits": {"max_ops": 100_000, "max_time_s": 3600},
             "task_metadata": {},
         }
-
-
-_TREE, _COW = CRAFTER_KINDS = (6, 1)

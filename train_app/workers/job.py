@@ -18,11 +18,13 @@ from transformers.modeling_utils import PreTrainedModel
 from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.processes import exit_with_parent
 from crafter_pipeline.settings import load_settings, reveal
-from train_app.jobs import JobStore, Model, job_folder, model_id
+from train_app.jobs import JobStore, Model, job_folder
 from train_app.specs import RlSpec, SftSpec
 from train_app.workers.checkpoints import save_model
 
 HEARTBEAT_SECONDS = 5.0
+PREFIX = {"fft": "fft", "lora": "ft", "qlora": "qft", "rl": "rl"}
+"""Kind of training -> first part of the model's id."""
 
 
 class Cancelled(Exception):
@@ -77,7 +79,7 @@ class WorkerJob:
             config = self.sft.config
             variety, parent, dataset = config.train_kind, config.base_model, self.sft.training_file_sha256
         base = self.store.base_of(parent)
-        name = model_id(variety, base, self.id)
+        name = f"{PREFIX[variety]}:{base}:{self.id}"
         self.store.add_model(
             Model(
                 id=name,

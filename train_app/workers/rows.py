@@ -65,7 +65,7 @@ def training_rows(
 
 def prompt_and_answer(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str, str]:
     """The text the model will see, and the text it shall say, end of turn included."""
-    messages, tools = example["messages"], example.get("tools")
+    messages, tools = example["messages"], [tool_as_served(t) for t in example.get("tools") or ()] or None
     prompt = tokenizer.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, tokenize=False)
     whole = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
     if not whole.startswith(prompt):
@@ -78,3 +78,8 @@ def without_thinking(tokenizer: PreTrainedTokenizerBase, answer: list[int]) -> l
     end = tokenizer.convert_tokens_to_ids("</think>")
     cut = answer.index(end) + 1 if end in answer else 0
     return [IGNORED] * cut + answer[cut:]
+
+
+def tool_as_served(tool: dict[str, Any]) -> dict[str, Any]:
+    """A tool as the model saw it: exported files also carry a top-level `name`, which published clients ask for."""
+    return {k: v for k, v in tool.items() if k != "name"} if "function" in tool else tool

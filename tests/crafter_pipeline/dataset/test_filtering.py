@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -34,20 +35,15 @@ def build(tmp_path, make_db):
 
 
 @pytest.fixture
-def four(make_rollout):
+def four(make_rollout, make_turn):
     """Four rollouts on seeds 0-3 that differ in everything a rule looks at; the return is the seed."""
-    base = [make_rollout(f"run-{i}", seed=i, total_reward=float(i)) for i in range(4)]
     change = [
-        {"achievements": ()},
+        {"achievements": (), "turns": (make_turn(0), make_turn(1, reward=1.0))},
         {"model": "gpt"},
         {"environment": "math"},
         {"achievements": ("collect_wood", "place_table")},
     ]
-    return [make_rollout(**_fields(r) | c) for r, c in zip(base, change, strict=True)]
-
-
-def _fields(rollout):
-    return {name: getattr(rollout, name) for name in rollout.__slots__}
+    return [make_rollout(f"run-{i}", seed=i, total_reward=float(i), **c) for i, c in enumerate(change)]
 
 
 def test_a_row_is_the_prompt_as_seen_and_the_answer(build, make_rollout):
@@ -129,8 +125,6 @@ def test_turns_are_selected_by_their_own_reward(build, make_rollout):
 
 
 def test_achievements_count_under_both_spellings(tmp_path, make_db, make_rollout):
-    import sqlite3
-
     path = make_db([make_rollout()])
     for spelling in ("final_achievements", "achievements"):
         db = sqlite3.connect(path)
@@ -197,7 +191,9 @@ def _words(row):
 
 
 def test_tokens_are_counted_as_asked(tmp_path, make_db, make_rollout):
-    manifest = build_dataset([make_db([make_rollout()])], FilterConfig(), tmp_path / "d.jsonl", count_tokens=lambda _: 1)
+    manifest = build_dataset(
+        [make_db([make_rollout()])], FilterConfig(), tmp_path / "d.jsonl", count_tokens=lambda _: 1
+    )
     assert manifest.tokens == 2 * 4
 
 

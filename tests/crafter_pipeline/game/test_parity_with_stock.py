@@ -129,6 +129,12 @@ def test_random_episodes_are_stocks(seeds):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [1_000, 900_000, 1_000_000, 2**40])
+def test_seeds_of_every_size_are_stocks(seed):
+    play_both(seed, steps=200, choose=anything)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [range(start, start + 5) for start in range(100, 120, 5)], ids=str)
 def test_long_walks_are_stocks(seeds):
     for seed in seeds:

@@ -1,0 +1,143 @@
+"""`python -m task_app [APP] …`: bind, say one line, serve until told to stop."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from crafter_pipeline.errors import ConfigError, PipelineError
+from crafter_pipeline.processes import exit_with_parent, listen, url_of
+from crafter_pipeline.settings import LOOPBACK_HOSTS, load_settings, reveal
+from crafter_pipeline.traces.store import default_trace_path
+from task_app.app import make_app
+from task_app.environments import environment_of
+
+DEFAULT_APP, DEFAULT_PORT, DEFAULT_TRACE_DIR = "grpo-crafter", 8001, Path("traces/v3")
+_RELOAD_VARIABLE = "CRAFTER_PIPELINE_TASK_APP"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve a task app. Returns the exit code: 0 after a stop, 2 for a wrong option, port or bind, 4 for traces."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as e:
+        return int(e.code or 0)
+    try:
+        return _serve(options)
+    except PipelineError as e:
+        print(f"task_app: {e}", file=sys.stderr)
+        return e.exit_code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="task_app", description="Serve an environment for rollouts.")
+    parser.add_argument("app", nargs="?", default=DEFAULT_APP, help=f"environment (default {DEFAULT_APP})")
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind (beyond loopback a key is needed)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0: any free one (default {DEFAULT_PORT})")
+    parser.add_argument("--fd", type=int, help="a listening socket that was handed over; wins over host and port")
+    parser.add_argument("--trace", type=Path, metavar="DIR", help=f"folder of trace DBs (default {DEFAULT_TRACE_DIR})")
+    parser.add_argument("--trace-db", type=Path, metavar="FILE", help="trace DB to write (default: a new one in DIR)")
+    parser.add_argument("--reload", action="store_true", help="restart when code changes")
+    parser.add_argument("--env-file", type=Path, metavar="F", help="variables for what is unset (default .env)")
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    environment_of(options.app)
+    env_file = _existing(options.env_file)
+    has_key = load_settings(env_file).environment_api_key is not None
+    if options.fd is None:
+        _refuse_open_bind(options.host, has_key)
+        sock = listen(options.host, options.port)
+    else:
+        try:
+            sock = socket.socket(fileno=options.fd)
+        except OSError as e:
+            raise ConfigError(f"--fd {options.fd} is not an open socket ({e.strerror}).") from e
+        _refuse_open_bind(str(sock.getsockname()[0]), has_key)
+    with sock:
+        exit_with_parent()
+        trace_db = options.trace_db
+        if trace_db is None:
+            trace_db = default_trace_path(options.trace or DEFAULT_TRACE_DIR)
+        trace_dir = options.trace or trace_db.parent
+        arguments = {"app": options.app, "trace_db": str(trace_db), "trace_dir": str(trace_dir)}
+        app: FastAPI | str = _make(arguments, env_file)  # made even for --reload: what is wrong is said now
+        said = "asks for ENVIRONMENT_API_KEY" if has_key else "asks for no key (loopback only)"
+        print(f"Task app {options.app} on {url_of(sock)}, traces in {trace_db}, {said}.", flush=True)
+        if options.reload:
+            os.environ[_RELOAD_VARIABLE] = json.dumps(arguments | {"env_file": str(env_file) if env_file else None})
+            app = "task_app.__main__:_remade"
+        config = uvicorn.Config(
+            app,
+            factory=options.reload,
+            reload=options.reload,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=5,
+        )
+        server = uvicorn.Server(config)
+        if options.reload:
+            from uvicorn.supervisors import ChangeReload
+
+            ChangeReload(config, target=server.run, sockets=[sock]).run()
+        else:
+            server.run(sockets=[sock])
+    return 0
+
+
+def _make(arguments: dict[str, str], env_file: Path | None) -> FastAPI:
+    settings = load_settings(env_file)
+    return make_app(
+        arguments["app"],
+        trace_db=Path(arguments["trace_db"]),
+        trace_dir=Path(arguments["trace_dir"]),
+        api_key=reveal(settings.environment_api_key),
+        settings=settings,
+    )
+
+
+def _remade() -> FastAPI:
+    """The app in a process of `--reload`."""
+    arguments = json.loads(os.environ[_RELOAD_VARIABLE])
+    env_file = arguments.pop("env_file")
+    return _make(arguments, Path(env_file) if env_file else None)
+
+
+def _existing(path: Path | None) -> Path | None:
+    if path is not None and not path.is_file():
+        raise ConfigError(f"--env-file {path}: no such file.")
+    return path
+
+
+def _refuse_open_bind(host: str, has_key: bool) -> None:
+    if not has_key and not _is_loopback(host):
+        raise ConfigError(
+            f"Refusing to serve on {host} without a key. Set ENVIRONMENT_API_KEY, or use --host 127.0.0.1."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    if host in LOOPBACK_HOSTS:
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

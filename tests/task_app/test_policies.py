@@ -1,0 +1,126 @@
+"""What answers mean: tools, text, and what cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+
+from crafter_pipeline.contracts import PolicySpec, Reply
+from crafter_pipeline.environments import CRAFTER, tool_schema
+from task_app.policies import read_answer, read_policy, with_cid
+
+ACTIONS = frozenset(CRAFTER.actions)
+
+
+def read(content: str = "", calls: tuple = (), *, limit: int = 8):
+    return read_answer(Reply(content=content, tool_calls=calls), ACTIONS, limit, use_tools=bool(calls))
+
+
+@pytest.mark.parametrize(
+    ("content", "actions"),
+    [
+        ("move_left", ["move_left"]),
+        ("Move Left.", ["move_left"]),
+        ("left", ["move_left"]),
+        ("craft_wood_pickaxe", ["make_wood_pickaxe"]),
+        ("rest", ["sleep"]),
+        ("move_left, do", ["move_left", "do"]),
+        ("move_left\ndo\n", ["move_left", "do"]),
+        ("1. move_up\n2) do\n- sleep", ["move_up", "do", "sleep"]),
+        ("up and do then sleep; noop", ["move_up", "do", "sleep", "noop"]),
+        ("ACTION: do", ["do"]),
+        ("Actions: do, do", ["do", "do"]),
+        ("I see a tree.\n<action>move_left, do</action>", ["move_left", "do"]),
+        ("<action>do", ["do"]),
+        ("[action]do[/action]", ["do"]),
+        ('{"actions": ["move_left", "do"]}', ["move_left", "do"]),
+        ('{"action": "do"}', ["do"]),
+        ('["do", "up"]', ["do", "move_up"]),
+        ('```json\n{"actions": ["do"]}\n```', ["do"]),
+        ("The tree is near. My answer:\ndo", ["do"]),
+        ("jump, do", ["do"]),
+    ],
+)
+def test_text_answers_are_read_tolerantly(content, actions):
+    answer = read(content)
+    assert (list(answer.actions), answer.failure) == (actions, None)
+
+
+@pytest.mark.parametrize("content", ["", "  ", "jump", "I think we should go up", "{}", '{"actions": []}', "{broken"])
+def test_nothing_readable_is_a_failure_and_a_noop(content):
+    answer = read(content)
+    assert answer.actions == ("noop",) and answer.failure
+
+
+def call(arguments, name="interact_many"):
+    return ({"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}},)
+
+
+@pytest.mark.parametrize(
+    ("calls", "actions"),
+    [
+        (call('{"actions": ["move_left", "do"]}'), ["move_left", "do"]),
+        (call({"actions": ["do"]}), ["do"]),
+        (call('{"actions": "do"}'), ["do"]),
+        (({"name": "interact_many", "arguments": {"actions": ["do"]}},), ["do"]),
+        (call('{"actions": ["do"]}') + call('{"actions": ["sleep"]}'), ["do", "sleep"]),
+        (call('{"actions": ["fly", "do"]}'), ["do"]),
+    ],
+)
+def test_tool_calls_are_read(calls, actions):
+    assert list(read(calls=calls).actions) == actions
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        (call("{"), "not JSON"),
+        (call('{"actions": []}'), "no list"),
+        (call('{"actions": ["fly"]}'), "no known action"),
+        (call('{"actions": ["do"]}', name="jump"), "no tool 'jump'"),
+    ],
+)
+def test_an_unusable_tool_call_says_why(calls, reason):
+    answer = read(calls=calls)
+    assert answer.actions == ("noop",) and reason in answer.failure
+
+
+def test_move_and_do_are_both_played():
+    assert read('["move_right", "do"]').actions == ("move_right", "do")
+
+
+def test_too_many_actions_are_cut_and_kept_aside():
+    answer = read("do, sleep, noop", limit=2)
+    assert (answer.actions, answer.dropped) == (("do", "sleep"), ("noop",))
+
+
+def test_the_tool_offers_exactly_the_17_actions():
+    schema = tool_schema(CRAFTER)["function"]["parameters"]["properties"]["actions"]
+    assert schema["items"]["enum"] == list(CRAFTER.actions) and len(CRAFTER.actions) == 17
+    assert (schema["minItems"], schema["maxItems"]) == (1, 8)
+
+
+def test_no_think_is_said_in_words_not_in_fields():
+    from task_app.environments import environment_of
+
+    config = {"model": "m", "inference_url": "http://m/v1", "thinking_mode": "no_think"}
+    policy = read_policy(PolicySpec(config=config))
+    assert environment_of("crafter").system_prompt(policy).endswith("/no_think")
+
+
+def test_unused_keys_are_recorded_not_refused():
+    config = {"model": "m", "inference_url": "http://u:p@m/v1?cid=x", "use_vision": True, "extra_headers": {"a": "b"}}
+    record = read_policy(PolicySpec(config=config)).record()
+    assert record["not_applied"] == {"use_vision": True, "extra_headers": "[secret]"}
+    assert record["inference_url"] == "http://m/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "cid", "expected"),
+    [
+        ("http://m/v1", "trace_1", "http://m/v1?cid=trace_1"),
+        ("http://m/v1?a=b&cid=old", "trace_1", "http://m/v1?a=b&cid=trace_1"),
+        ("http://m/v1", None, "http://m/v1"),
+    ],
+)
+def test_a_correlation_id_joins_the_query(url, cid, expected):
+    assert with_cid(url, cid) == expected

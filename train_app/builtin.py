@@ -1,0 +1,181 @@
+"""Built-in models that need no weights: `crafter-expert` and `crafter-random`, answering in process.
+
+They see only the text of a request, as any chat model does. The expert's map is kept per conversation (`user`, which
+our policies set to the run id). A request that is sent again gets the same answer and changes no map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from crafter_pipeline.expert import ACTIONS, Decision, Expert, View, parse
+
+CONVERSATIONS = 4096
+IDLE_SECONDS = 1800.0
+TOOL_NAME = "interact_many"
+
+
+class NoObservation(ValueError):
+    """The request holds nothing to act on; the text says what is missing."""
+
+
+@dataclass(slots=True)
+class _Conversation:
+    used_at: float
+    expert: Expert = field(default_factory=Expert)
+    view: View | None = None
+    decision: Decision | None = None
+
+
+class ExpertModel:
+    """`crafter-expert`: the scripted player behind chat completions.
+
+    Args:
+        conversations: Maps kept at most; the least recently used one goes first.
+        idle_seconds: A map that nobody asked for in this time goes.
+        clock: Monotonic seconds; for tests.
+    """
+
+    def __init__(
+        self,
+        conversations: int = CONVERSATIONS,
+        idle_seconds: float = IDLE_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limit, self._idle, self._clock = conversations, idle_seconds, clock
+        self._conversations: OrderedDict[str, _Conversation] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._conversations)
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """The expert's action and its reason. NoObservation when the messages hold none."""
+        view = _view(body)
+        key = conversation_of(body)
+        with self._lock:  # the expert is plain Python: threads would gain nothing
+            talk = self._conversation(key)
+            if talk.decision is not None and talk.view is not None and view.step == talk.view.step:
+                if view == talk.view:
+                    return talk.decision  # sent again
+                talk.expert = Expert()  # another world under the same name
+            decision = talk.expert.act(view)
+            talk.view, talk.decision = view, decision
+            return decision
+
+    def _conversation(self, key: str) -> _Conversation:
+        now = self._clock()
+        talk = self._conversations.get(key)
+        if talk is None:
+            talk = self._conversations[key] = _Conversation(now)
+        talk.used_at = now
+        self._conversations.move_to_end(key)
+        while len(self._conversations) > 1:
+            oldest = next(iter(self._conversations.values()))
+            if len(self._conversations) <= self._limit and now - oldest.used_at <= self._idle:
+                break
+            self._conversations.popitem(last=False)
+        return talk
+
+
+class RandomModel:
+    """`crafter-random`: a uniform action, decided by the conversation's name and the turn alone."""
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """An action; equal conversations get equal ones."""
+        try:
+            turn = parse(_last_user_text(body)).step
+        except ValueError:  # another client's observations: count its turns
+            turn = sum(m.get("role") == "assistant" for m in _messages(body))
+        digest = hashlib.blake2b(f"{conversation_of(body)}\0{turn}".encode(), digest_size=8).digest()
+        return Decision(ACTIONS[int.from_bytes(digest) % len(ACTIONS)], "")
+
+
+Model = ExpertModel | RandomModel
+
+
+def builtin_models() -> dict[str, Model]:
+    """Name -> model, each with a memory of its own."""
+    return {"crafter-expert": ExpertModel(), "crafter-random": RandomModel()}
+
+
+def conversation_of(body: Mapping[str, Any]) -> str:
+    """`user` where it is set; else what opens the conversation: the first user message of a list that grows."""
+    user = body.get("user")
+    if isinstance(user, str) and user:
+        return user
+    first = next((m for m in _messages(body) if m.get("role") == "user"), {})
+    return hashlib.blake2b(_text(first.get("content")).encode(), digest_size=16).hexdigest()
+
+
+def completion(name: str, decision: Decision, body: Mapping[str, Any]) -> bytes:
+    """The answer in OpenAI's form, as JSON: text, or a call of `interact_many` when the request offers tools."""
+    message: dict[str, Any] = {"role": "assistant", "content": decision.action}
+    if decision.thought:
+        message["reasoning_content"] = decision.thought
+    finish = "stop"
+    if body.get("tools") and body.get("tool_choice") != "none":
+        arguments = f'{{"actions":["{decision.action}"]}}'
+        call = {
+            "id": f"call_{secrets.token_hex(8)}",
+            "type": "function",
+            "function": {"name": TOOL_NAME, "arguments": arguments},
+        }
+        message["content"], message["tool_calls"], finish = "", [call], "tool_calls"
+    prompt_tokens = sum(len(_text(m.get("content"))) for m in _messages(body)) // 4
+    answer_tokens = 1 + bool(decision.thought)
+    answer = {
+        "id": f"chatcmpl-{secrets.token_hex(8)}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": name,
+        "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": answer_tokens,
+            "total_tokens": prompt_tokens + answer_tokens,
+        },
+    }
+    return orjson.dumps(answer)
+
+
+def _view(body: Mapping[str, Any]) -> View:
+    try:
+        return parse(_last_user_text(body))
+    except ValueError as e:
+        raise NoObservation(str(e)) from e
+
+
+def _messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+        raise NoObservation(
+            "`messages` is missing: a list of {role, content} whose last user message is an observation."
+        )
+    return messages
+
+
+def _last_user_text(body: Mapping[str, Any]) -> str:
+    """The last message that is not the assistant's: an observation, also as a tool's answer."""
+    for message in reversed(_messages(body)):
+        if message.get("role") in ("user", "tool"):
+            return _text(message.get("content"))
+    raise NoObservation("There is no user message, so there is no observation to act on.")
+
+
+def _text(content: Any) -> str:
+    """A message's text; of content parts the text parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "\n".join(str(p.get("text") or "") for p in content if isinstance(p, dict) and p.get("type") == "text")
+    return ""
