@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(e.code or 0)
     try:
         return _serve(options)
+    except KeyboardInterrupt:  # uvicorn has stopped in good order and raises the signal again
+        return 0
     except PipelineError as e:
         print(f"task_app: {e}", file=sys.stderr)
         return e.exit_code

@@ -48,7 +48,7 @@ from fastapi import APIRouter, Body, Depends, FastAPI, File, Form, Header, HTTPE
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from crafter_pipeline.errors import ConfigError, PipelineError, ServiceError
 from train_app.builtin import NoObservation, builtin_models, completion
@@ -126,7 +126,7 @@ def make_app(
             await run_in_threadpool(supervisor.stop)
             store.close()
 
-    hot = [
+    hot: list[BaseRoute] = [
         Route(f"{prefix}{path}", handler, methods=[method])
         for prefix in ("/v1", "/api/inference/v1", "/api/v1/inference/v1")
         for path, handler, method in (
@@ -541,18 +541,19 @@ def add_job_routes(router: APIRouter, backend: Backend) -> None:
     for path in ("/learning/jobs", "/sft/jobs"):
         router.add_api_route(path, create_sft, methods=["POST"])
     router.add_api_route("/rl/jobs", create_rl, methods=["POST"])
+    getters: dict[str, Callable[..., Any]] = {
+        "status": status,
+        "config": config,
+        "events": events,
+        "metrics": metrics,
+        "timeline": timeline,
+        "runs": runs,
+    }
     for family, kind in (("learning", None), ("sft", "sft"), ("rl", "rl"), ("orchestration", None)):
         jobs = f"/{family}/jobs"
         router.add_api_route(jobs, lister(backend, kind), methods=["GET"])
         router.add_api_route(jobs + "/{job_id}", get_job, methods=["GET"])
-        for word, get in {
-            "status": status,
-            "config": config,
-            "events": events,
-            "metrics": metrics,
-            "timeline": timeline,
-            "runs": runs,
-        }.items():
+        for word, get in getters.items():
             router.add_api_route(f"{jobs}/{{job_id}}/{word}", get, methods=["GET"])
         router.add_api_route(jobs + "/{job_id}/start", start, methods=["POST"])
         router.add_api_route(jobs + "/{job_id}/cancel", cancel, methods=["POST"])
