@@ -119,7 +119,9 @@ class Service:
 
     def wait_ready(self, timeout_s: float = 60.0, path: str = "/livez") -> None:
         """Block until `path` answers 200. ServiceError with the log's tail when the child dies or stays silent."""
-        wait_until(lambda: self._answers(path), timeout_s, lambda: self._last_words(f"gave no answer in {timeout_s:.0f} s"))
+        wait_until(
+            lambda: self._answers(path), timeout_s, lambda: self._last_words(f"gave no answer in {timeout_s:.0f} s")
+        )
 
     def _answers(self, path: str) -> bool:
         if self.process is not None and self.process.poll() is not None:

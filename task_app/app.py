@@ -113,9 +113,7 @@ def make_app(
         }
 
     @app.get("/task_info", dependencies=with_key)
-    async def task_info(
-        seed: Seeds = NO_SEEDS, seeds: Seeds = NO_SEEDS
-    ) -> dict[str, Any] | list[dict[str, Any]]:
+    async def task_info(seed: Seeds = NO_SEEDS, seeds: Seeds = NO_SEEDS) -> dict[str, Any] | list[dict[str, Any]]:
         wanted = [*seed, *seeds]
         if not wanted:
             return {"taskset": env.taskset()}

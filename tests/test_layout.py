@@ -35,7 +35,9 @@ def test_no_dependency_ships_a_package_of_this_name(name):
 
 def test_every_package_folder_is_listed():
     folders = {
-        ".".join(init.parent.relative_to(ROOT).parts) for name in PACKAGES for init in (ROOT / name).rglob("__init__.py")
+        ".".join(init.parent.relative_to(ROOT).parts)
+        for name in PACKAGES
+        for init in (ROOT / name).rglob("__init__.py")
     }
     assert folders == set(pyproject()["tool"]["setuptools"]["packages"])
 

@@ -80,6 +80,10 @@ PHASES = {
     "rl.job.cancelled": "cancelled",
 }
 
+Payload = Annotated[dict[str, Any], Body()]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
+Limit = Annotated[int, Query(ge=1, le=10_000)]
+
 log = logging.getLogger(__name__)
 
 
@@ -446,9 +450,6 @@ def file_view(file: StoredFile) -> dict[str, Any]:
 def add_job_routes(router: APIRouter, backend: Backend) -> None:
     """Create, follow and cancel jobs. Every family of paths sees every job, with one seq space for events."""
     store = backend.store
-    Payload = Annotated[dict[str, Any], Body()]
-    Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=200)]
-    Limit = Annotated[int, Query(ge=1, le=10_000)]
 
     def create_sft(payload: Payload, key: Key = None) -> JSONResponse:
         is_rl = str(payload.get("job_type") or payload.get("training_type") or "").lower() == "rl"
@@ -653,7 +654,7 @@ def add_task_app_routes(
 ) -> None:
     """Whether a task app can be reached from here."""
 
-    async def verify(payload: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
+    async def verify(payload: Payload) -> dict[str, Any]:
         url = payload.get("endpoint_base_url")
         if not isinstance(url, str) or not url.startswith(("http://", "https://")):
             raise ConfigError("endpoint_base_url: the http(s) address of the task app is missing.")

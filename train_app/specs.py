@@ -187,7 +187,7 @@ def read_rl(payload: Mapping[str, Any]) -> dict[str, Any]:
     policy_config = dict(_table(rollout.get("policy_config")))
     if policy.get("max_tokens") is not None:
         policy_config.setdefault("max_tokens", policy["max_tokens"])
-    max_turns = _first(rollout, "max_turns") or _first(training, "max_turns")
+    max_turns = _int(rollout, "max_turns", 0) or _int(training, "max_turns", 0) or None
     notes: dict[str, str] = {}
     values = _rl_values(training, rollout, policy, policy_config, max_turns, notes)
     config = _config(RlConfig, values, "data.config.training")
@@ -213,14 +213,14 @@ def _rl_values(
     rollout: Mapping[str, Any],
     policy: Mapping[str, Any],
     policy_config: Mapping[str, Any],
-    max_turns: Any,
+    max_turns: int | None,
     notes: dict[str, str],
 ) -> dict[str, Any]:
     """RlConfig's values: the wire's keys translated, then ours on top."""
     values: dict[str, Any] = {}
     env = _table(rollout.get("env_config"))
     if training.get("iterations_per_epoch") is not None:
-        values["iterations"] = int(training["iterations_per_epoch"]) * int(training.get("num_epochs") or 1)
+        values["iterations"] = _int(training, "iterations_per_epoch") * _int(training, "num_epochs", 1)
     group_size = training.get("group_size")
     if group_size is not None:
         values["group_size"] = group_size
@@ -230,13 +230,13 @@ def _rl_values(
     if training.get("batch_size") is not None:
         values["groups_per_iteration"] = training["batch_size"]
     if rollout.get("episodes_per_batch") is not None:
-        episodes = int(rollout["episodes_per_batch"]) * int(rollout.get("batches_per_step") or 1)
-        per_group = int(values.get("group_size") or RlConfig.model_fields["group_size"].default)
+        episodes = _int(rollout, "episodes_per_batch") * _int(rollout, "batches_per_step", 1)
+        per_group = _int(values, "group_size", RlConfig().group_size)
         values["groups_per_iteration"] = max(1, -(-episodes // per_group))
     if rollout.get("max_concurrent_rollouts") is not None:
-        values["concurrency"] = min(int(rollout["max_concurrent_rollouts"]), 512)
+        values["concurrency"] = min(_int(rollout, "max_concurrent_rollouts"), 512)
     if max_turns is not None:
-        values["max_env_steps"] = int(max_turns) * int(policy_config.get("max_actions_per_turn") or 1)
+        values["max_env_steps"] = max_turns * _int(policy_config, "max_actions_per_turn", 1)
     env_steps = env.get("max_env_steps") or _table(env.get("env_params")).get("max_steps_per_episode")
     if env_steps is not None:
         values["max_env_steps"] = env_steps
@@ -335,6 +335,16 @@ def _config(model: type[C], values: dict[str, Any], where: str) -> C:
 
 def _table(value: Any) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _int(table: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number; missing, null and 0 mean `default`. ConfigError names the key."""
+    value = table.get(key)
+    if not value and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value) or value < 1:
+        raise ConfigError(f"data.config: {key} must be a whole number from 1 on (got {value!r})")
+    return int(value)
 
 
 def _first(table: Mapping[str, Any], *names: str) -> Any:

@@ -20,7 +20,6 @@ from crafter_pipeline.contracts import TERMINAL_JOB_STATES
 from crafter_pipeline.errors import BackendError, DataError, JobFailed
 
 SUCCEEDED_STATES = frozenset({"succeeded", "completed"})
-UPLOAD_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +163,6 @@ class BackendClient:
                     "/api/files",
                     data={"purpose": purpose},
                     files={"file": (path.name, file, "application/jsonl")},
-                    timeout=UPLOAD_SECONDS,
                 )
         except OSError as e:
             raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e

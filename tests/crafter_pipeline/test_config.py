@@ -37,7 +37,9 @@ def test_a_mistake_is_named_with_its_remedy(data, words):
 
 
 def test_overrides_are_toml_values_and_bare_words():
-    data = apply_overrides({"rl": {"iterations": 9}}, ["rl.iterations=2", "collect.model=crafter-random", "sft.seed = 3"])
+    data = apply_overrides(
+        {"rl": {"iterations": 9}}, ["rl.iterations=2", "collect.model=crafter-random", "sft.seed = 3"]
+    )
     assert data == {"rl": {"iterations": 2}, "collect": {"model": "crafter-random"}, "sft": {"seed": 3}}
 
 

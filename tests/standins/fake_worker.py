@@ -34,7 +34,9 @@ def main(mode: str, data_dir: Path, job_id: str) -> int:
     folder = data_dir / "models" / job_id
     folder.mkdir(parents=True, exist_ok=True)
     store.add_model(
-        Model(model_id, job.base_model, job_id, job.kind, str(folder), job.base_model, "sha", time.time(), {"loss": 0.5})
+        Model(
+            model_id, job.base_model, job_id, job.kind, str(folder), job.base_model, "sha", time.time(), {"loss": 0.5}
+        )
     )
     store.finish(job_id, model_id)
     return 0

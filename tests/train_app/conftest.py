@@ -27,7 +27,15 @@ def make_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     @contextmanager
     def service(mode: str = "succeed", **options: Any) -> Iterator[TestClient]:
         def command(job: Any, data_dir: Path) -> list[str]:
-            return [sys.executable, str(STANDINS / "fake_worker.py"), mode, "--data-dir", str(data_dir), "--job", job.id]
+            return [
+                sys.executable,
+                str(STANDINS / "fake_worker.py"),
+                mode,
+                "--data-dir",
+                str(data_dir),
+                "--job",
+                job.id,
+            ]
 
         defaults = dict(api_key=None, worker_command=command, inference_module="fake_inference", poll_seconds=0.05)
         app = make_app(tmp_path / "data", **{**defaults, **options})

@@ -187,7 +187,9 @@ class Engine:
         temperature_B = torch.tensor([r.temperature or 1.0 for r in rows], device=self._device)
         logp_BV = torch.log_softmax(logits_BV.float() / temperature_B[:, None], -1)
         noise_BV = torch.empty_like(logp_BV).exponential_(generator=self._generator)
-        drawn_B = (self._nucleus(logp_BV, rows).exp() / noise_BV).argmax(-1)  # exponential race: one pass, no multinomial
+        drawn_B = (self._nucleus(logp_BV, rows).exp() / noise_BV).argmax(
+            -1
+        )  # exponential race: one pass, no multinomial
         greedy_B = torch.tensor([r.temperature == 0 for r in rows], device=self._device)
         next_B = torch.where(greedy_B, logp_BV.argmax(-1), drawn_B)
         chosen_B = logp_BV.gather(1, next_B[:, None])[:, 0]

@@ -59,6 +59,10 @@ class WorkerJob:
         """Append to the job's events."""
         self.store.add_event(self.id, kind, message, data=data, level=level)
 
+    def warn(self, message: str) -> None:
+        """A warning of the job; the report shows it."""
+        self.event(f"{self.record.kind}.warning", message, level="warning")
+
     def reporter(self, prefix: str, steps_per_unit: int = 1) -> TrainerCallback:
         """A callback that sends the trainer's numbers to the job table and obeys a cancel request.
 
@@ -125,9 +129,7 @@ class _Reporter(TrainerCallback):
             text = ", ".join(f"{k} {values[k]:.3g}" for k in ("loss", "reward", "achievements") if k in values)
             self._job.event(f"{self._job.record.kind}.progress", f"step {step}: {text}", step=step, **values)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._job.store.cancel_requested(self._job.id):
             raise Cancelled
 

@@ -7,6 +7,7 @@ each turn its advantage, hand over the token ids that the gateway captured.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from transformers.modeling_utils import PreTrainedModel
 from trl import GRPOConfig, GRPOTrainer
 
 from crafter_pipeline.config import RlConfig
-from crafter_pipeline.errors import JobFailed
 from train_app.advantages import episode_advantages, turn_advantages
 from train_app.workers import job as worker_job
 from train_app.workers.chat import ChatModel
@@ -31,8 +31,13 @@ from train_app.workers.inference import end_ids
 from train_app.workers.rollouts import PlayedRollout, RolloutPlayer
 from train_app.workers.students import load_student, use_cpu_threads
 
+log = logging.getLogger(__name__)
 FORWARD_ROWS = 64
 """Rows per forward inside a minibatch: sorted by length, they carry little padding."""
+
+
+Play = Callable[[int, dict[str, torch.Tensor]], list[list[PlayedRollout]]]
+"""(iteration, weights) -> [seeds][group] rollouts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ def pack(rows: Sequence[Row], pad_id: int, multiple: int) -> dict[str, torch.Ten
     N is filled up to a multiple of `multiple` with fully masked rows: TRL splits by floor division and would drop the
     remainder.
     """
-    filler = (-len(rows)) % multiple
+    filler = (-len(rows)) % multiple or (0 if rows else multiple)
     prompts = [r.sample.prompt_ids for r in rows] + [(pad_id,)] * filler
     answers = [r.sample.ids for r in rows] + [(pad_id,)] * filler
     logprobs = [r.sample.logprobs for r in rows] + [(0.0,)] * filler
@@ -91,10 +96,8 @@ def pack(rows: Sequence[Row], pad_id: int, multiple: int) -> dict[str, torch.Ten
 class TurnGRPOTrainer(GRPOTrainer):
     """GRPO over turns: rollouts come from `play`, advantages from the rewards of their turns."""
 
-    def __init__(
-        self, *, config: RlConfig, play: Callable[[int, dict[str, torch.Tensor]], list[list[PlayedRollout]]], **kwargs: Any
-    ) -> None:
-        self._config, self._play = config, play
+    def __init__(self, *, config: RlConfig, play: Play, warn: Callable[[str], None], **kwargs: Any) -> None:
+        self._config, self._play, self._warn = config, play, warn
         super().__init__(**kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -102,9 +105,9 @@ class TurnGRPOTrainer(GRPOTrainer):
         groups = self._play(iteration, self.accelerator.unwrap_model(self.model).state_dict())
         rows = rows_of(groups, self._config)
         if not rows:
-            raise JobFailed(
-                f"Iteration {iteration + 1}: no two rollouts of a seed differ in reward, so there is nothing to learn "
-                "from. Start from a model that earns some reward, or raise group_size or temperature."
+            self._warn(
+                f"iteration {iteration + 1}: no two rollouts of a seed differ in reward, so nothing is learned from it. "
+                "Start from a model that earns some reward, or raise group_size or temperature."
             )
         self._record(groups, rows)
         if self._config.max_samples is not None and len(rows) > self._config.max_samples:
@@ -156,8 +159,9 @@ def rl_trainer(
     tokenizer: PreTrainedTokenizerBase,
     config: RlConfig,
     folder: Path,
-    play: Callable[[int, dict[str, torch.Tensor]], list[list[PlayedRollout]]],
+    play: Play,
     callbacks: Sequence[TrainerCallback] = (),
+    warn: Callable[[str], None] = log.warning,
 ) -> TurnGRPOTrainer:
     """A trainer whose generation batch is one iteration of rollouts and `minibatches` optimiser steps."""
     arguments = GRPOConfig(
@@ -195,6 +199,7 @@ def rl_trainer(
     return TurnGRPOTrainer(
         config=config,
         play=play,
+        warn=warn,
         model=model,
         reward_funcs=_no_reward,
         args=arguments,
@@ -232,7 +237,8 @@ def run(job: worker_job.WorkerJob) -> None:
 
     try:
         checkpoints = job.folder / "checkpoints"
-        trainer = rl_trainer(policy, tokenizer, spec.config, checkpoints, play, [job.reporter("rl.", spec.config.minibatches)])
+        reporter = job.reporter("rl.", spec.config.minibatches)
+        trainer = rl_trainer(policy, tokenizer, spec.config, checkpoints, play, [reporter], job.warn)
         trainer.train(resume_from_checkpoint=newest_complete(checkpoints))
         job.publish(trainer.model, tokenizer, metrics=worker_job.last_metrics(trainer.state.log_history))
     finally:

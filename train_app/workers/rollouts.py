@@ -123,7 +123,9 @@ class RolloutPlayer:
                         int(answer.metrics.details.get("parse_failures", 0)),
                     )
                 # a call that was retried on the way is captured twice: its turn cannot be told from the retry
-                log.warning("rollout seed %d: %d calls captured for %d turns; left out", seed, len(samples), len(rewards))
+                log.warning(
+                    "rollout seed %d: %d calls captured for %d turns; left out", seed, len(samples), len(rewards)
+                )
         return None
 
     async def _request(self, run_id: str, seed: int, url: str) -> RolloutResponse:

@@ -153,7 +153,9 @@ def run(job: worker_job.WorkerJob) -> None:
         train_thinking=config.train_thinking,
     )
     tokens = sum(map(len, rows["input_ids"]))
-    job.event("sft.data.ready", f"{len(rows['input_ids'])} rows, {tokens} tokens", rows=len(rows["input_ids"]), tokens=tokens)
+    job.event(
+        "sft.data.ready", f"{len(rows['input_ids'])} rows, {tokens} tokens", rows=len(rows["input_ids"]), tokens=tokens
+    )
     if config.train_kind == "qlora":
         if source == TINY:
             source = str(job.folder / "base")

@@ -61,7 +61,9 @@ def test_the_prompt_is_what_inference_renders(write, tokenizer):
 
 def test_a_row_that_is_too_long_is_refused_with_its_line(write, tokenizer):
     with pytest.raises(DataError, match=r"line 2: \d+ tokens, more than sequence_length = 40"):
-        long = {"messages": [EXAMPLE["messages"][0], {"role": "user", "content": "tree@1,1 " * 60}, EXAMPLE["messages"][2]]}
+        long = {
+            "messages": [EXAMPLE["messages"][0], {"role": "user", "content": "tree@1,1 " * 60}, EXAMPLE["messages"][2]]
+        }
         training_rows(write(EXAMPLE, long), tokenizer, max_length=40)
 
 

@@ -8,7 +8,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from crafter_pipeline.config import RlConfig, SftConfig  # noqa: E402
-from crafter_pipeline.errors import JobFailed  # noqa: E402
 from train_app.workers.checkpoints import newest_complete  # noqa: E402
 from train_app.workers.engine import Engine, Sample  # noqa: E402
 from train_app.workers.rl import Row, pack, rl_trainer, rows_of  # noqa: E402
@@ -165,8 +164,11 @@ def test_rl_makes_rewarded_answers_likelier_and_counts_its_iterations(tmp_path):
     assert gap() > before
 
 
-def test_rl_without_any_difference_in_reward_says_so(tmp_path):
+def test_rl_without_any_difference_in_reward_warns_and_changes_nothing(tmp_path):
     model, tokenizer = make_tiny(0)
+    before = {name: p.clone() for name, p in model.named_parameters()}
     same = [played(1, [[300]], [[400]], [0.0]) for _ in range(2)]
-    with pytest.raises(JobFailed, match="no two rollouts of a seed differ in reward"):
-        rl_trainer(model, tokenizer, CONFIG, tmp_path, lambda *_: [same]).train()
+    warnings = []
+    rl_trainer(model, tokenizer, CONFIG, tmp_path, lambda *_: [same], warn=warnings.append).train()
+    assert len(warnings) == 2 and "no two rollouts of a seed differ in reward" in warnings[0]
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())

@@ -1,0 +1,90 @@
+"""One HTTP client per service address and process, with the key that belongs to it.
+
+Keys travel here, never as flow parameters: Prefect records parameters. A pipeline that started its own services says
+`remember_key(url, key)`; for any other address the key comes from the settings.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from crafter_pipeline.clients.backend import BackendClient
+from crafter_pipeline.clients.http import service_client
+from crafter_pipeline.clients.task_app import TaskAppClient
+from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.settings import load_settings, reveal
+
+ROLLOUT_TIMEOUT_S = 3600.0
+"""A rollout answers when its episode is over."""
+BACKEND_TIMEOUT_S = 120.0
+
+_lock = threading.RLock()
+_keys: dict[str, str] = {}
+_task_apps: dict[str, TaskAppClient] = {}
+_backends: dict[str, BackendClient] = {}
+
+
+def remember_key(url: str, key: str) -> None:
+    """Send `key` to the service at `url`, whatever the settings say."""
+    with _lock:
+        forget(url)
+        _keys[_plain(url)] = key
+
+
+def forget(url: str) -> None:
+    """Drop key and client of a service that is gone."""
+    with _lock:
+        for known in (_keys, _task_apps, _backends):
+            known.pop(_plain(url), None)  # type: ignore[attr-defined]
+
+
+def task_app(url: str) -> TaskAppClient:
+    """The client of the task app at `url`."""
+    url = _plain(url)
+    with _lock:
+        if url not in _task_apps:
+            key = _keys.get(url) or reveal(load_settings().environment_api_key)
+            _task_apps[url] = TaskAppClient(service_client(url, key, ROLLOUT_TIMEOUT_S))
+        return _task_apps[url]
+
+
+def backend(url: str) -> BackendClient:
+    """The client of the training backend at `url`."""
+    url = _plain(url)
+    with _lock:
+        if url not in _backends:
+            key = _keys.get(url) or reveal(load_settings().synth_api_key)
+            _backends[url] = BackendClient(service_client(url, key, BACKEND_TIMEOUT_S))
+        return _backends[url]
+
+
+def task_app_address(url: str | None = None) -> str:
+    """`url`, or the one from the settings. ConfigError when there is none."""
+    found = url or load_settings().task_app_url
+    if found is None:
+        raise ConfigError("No task app is named. Start one with `crafter-pipeline serve`, and set TASK_APP_URL.")
+    return found
+
+
+def backend_address(url: str | None = None) -> str:
+    """`url`, or the one from the settings. ConfigError when there is none."""
+    found = url or load_settings().backend_base_url
+    if found is None:
+        raise ConfigError("No training backend is named. Start `crafter-pipeline backend`, and set BACKEND_BASE_URL.")
+    return found
+
+
+def inference_url(backend_url: str) -> str:
+    """Base URL of the chat models that a training backend serves."""
+    return f"{_plain(backend_url).removesuffix('/api')}/v1"
+
+
+def project_root() -> Path:
+    """The checkout, where `prefect.yaml` and `configs/` lie; the working directory for an installed wheel."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "prefect.yaml").exists() else Path.cwd()
+
+
+def _plain(url: str) -> str:
+    return url.rstrip("/")

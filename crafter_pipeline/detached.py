@@ -1,0 +1,135 @@
+"""Processes that outlive the command that started them, and how to stop the right ones later.
+
+Each has a state file `.crafter/<name>.json` with pid and start time: a pid alone may belong to another process by now.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from crafter_pipeline.connections import project_root
+from crafter_pipeline.errors import ServiceError
+from crafter_pipeline.processes import PARENT_VARIABLE, listen, tail_of, url_of
+from crafter_pipeline.runs import write_whole
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """A process we started and left alone."""
+
+    name: str
+    pid: int
+    started: str
+    """As the system tells a process's start; opaque."""
+    url: str
+    log: str
+
+    @property
+    def alive(self) -> bool:
+        return start_of(self.pid) == self.started
+
+
+def state_dir() -> Path:
+    """`.crafter` in the checkout."""
+    return project_root() / ".crafter"
+
+
+def start_detached(
+    name: str,
+    command: Sequence[str],
+    *,
+    host: str | None = None,
+    port: int = 0,
+    ready: Callable[[str], bool],
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = 90.0,
+) -> Detached:
+    """Start `python -m <command>` in a session of its own and wait until `ready(url)`.
+
+    Args:
+        host: Listen here and hand the socket over as `--fd N`; None: the process has no socket.
+    """
+    log = state_dir() / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    sock = listen(host, port) if host is not None else None
+    variables = {k: v for k, v in os.environ.items() if k != PARENT_VARIABLE} | dict(environment or {})
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, *(["--fd", str(sock.fileno())] if sock else [])],
+            pass_fds=(sock.fileno(),) if sock else (),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=variables,
+            start_new_session=True,
+        )
+    url = url_of(sock) if sock else ""
+    if sock is not None:
+        sock.close()
+    made = Detached(name, process.pid, start_of(process.pid) or "", url, str(log))
+    write_whole(state_dir() / f"{name}.json", json.dumps(asdict(made)))
+    deadline = time.monotonic() + timeout_s
+    while not ready(url):
+        gone = process.poll() is not None
+        if gone or time.monotonic() > deadline:
+            stop_detached(made)
+            why = f"ended with exit code {process.returncode}" if gone else f"was not ready in {timeout_s:.0f} s"
+            raise ServiceError(f"The {name} {why}. Log: {log}\n{tail_of(log)}")
+        time.sleep(0.1)
+    return made
+
+
+def detached() -> list[Detached]:
+    """Everything that was started and not stopped, alive or not."""
+    found = []
+    for path in sorted(state_dir().glob("*.json")):
+        try:
+            found.append(Detached(**json.loads(path.read_text())))
+        except (OSError, ValueError, TypeError):
+            continue
+    return found
+
+
+def stop_detached(process: Detached, grace_s: float = 15.0) -> bool:
+    """SIGTERM to its group, SIGKILL after `grace_s`; its state file goes. True if it was alive."""
+    was_alive = process.alive
+    for sig, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
+        if not process.alive:
+            break
+        try:
+            os.killpg(process.pid, sig)
+        except (ProcessLookupError, PermissionError):
+            break
+        deadline = time.monotonic() + wait_s
+        while process.alive and time.monotonic() < deadline:
+            _reap(process.pid)
+            time.sleep(0.1)
+    (state_dir() / f"{process.name}.json").unlink(missing_ok=True)
+    return was_alive
+
+
+def start_of(pid: int) -> str | None:
+    """When a process started; None: there is none (a zombie is none)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    answer = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except (ChildProcessError, OSError):
+        pass

@@ -1,0 +1,164 @@
+"""One episode through the task app: how it is asked for, and what its name is in the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import ceil
+
+from pydantic import BaseModel, ConfigDict
+
+from crafter_pipeline.clients.task_app import TaskAppClient
+from crafter_pipeline.config import CollectConfig, EvaluateConfig, PolicyConfig, digest_of
+from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest
+from crafter_pipeline.environments import find_environment
+from crafter_pipeline.errors import PipelineError, ServiceError
+from crafter_pipeline.progress import progress
+
+SEEDS_AS_TASKS = 500
+"""Up to here a seed is a Prefect task; above, seeds share tasks: the server drops events beyond some thousands."""
+
+
+class EpisodeSpec(BaseModel):
+    """Who plays what; with a seed it is one episode."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    task_app_url: str
+    inference_url: str
+    environment: str
+    model: str
+    max_env_steps: int
+    max_turns: int | None
+    """None: as many as env steps."""
+    policy: PolicyConfig
+    identity: str
+    """Digest of everything that decides the episode but the seed. Addresses are not part of it: they change with
+    every start of a service, the episode does not."""
+    purpose: str
+    """collect or evaluate; kept in the trace."""
+
+    @classmethod
+    def to_collect(cls, config: CollectConfig, task_app_url: str, inference_url: str) -> EpisodeSpec:
+        """Episodes of the teacher."""
+        decides = config.model_dump(mode="json", exclude={"seeds", "concurrency", "shard_size"})
+        return cls(
+            task_app_url=task_app_url,
+            inference_url=config.inference_url or inference_url,
+            environment=config.environment,
+            model=config.model,
+            max_env_steps=config.max_env_steps,
+            max_turns=config.max_turns,
+            policy=config.policy,
+            identity=digest_of(["collect", decides]),
+            purpose="collect",
+        )
+
+    @classmethod
+    def to_evaluate(cls, config: EvaluateConfig, model: str, task_app_url: str, inference_url: str) -> EpisodeSpec:
+        """Episodes of the model that is judged."""
+        kept = {"seeds", "baseline_seeds", "concurrency", "shard_size", "bootstrap"}
+        return cls(
+            task_app_url=task_app_url,
+            inference_url=inference_url,
+            environment=config.environment,
+            model=model,
+            max_env_steps=config.max_env_steps,
+            max_turns=None,
+            policy=config.policy,
+            identity=digest_of(["evaluate", model, config.model_dump(mode="json", exclude=kept)]),
+            purpose="evaluate",
+        )
+
+    def run_id(self, seed: int) -> str:
+        """The episode's name: the task app answers a name it has stored without playing again."""
+        return f"{self.purpose}-{self.identity}-{seed}"
+
+    def request(self, seed: int) -> RolloutRequest:
+        """Body of `POST /rollout`."""
+        turns = self.max_turns or self.max_env_steps
+        return RolloutRequest(
+            run_id=self.run_id(seed),
+            mode="eval",
+            env=EnvSpec(
+                env_name=find_environment(self.environment).name,
+                seed=seed,
+                config={"max_env_steps": self.max_env_steps},
+            ),
+            policy=PolicySpec(
+                policy_name=self.environment,
+                config={
+                    "model": self.model,
+                    "inference_url": self.inference_url,
+                    "max_llm_calls": turns,
+                    **self.policy.model_dump(mode="json"),
+                },
+            ),
+            ops=["agent", "env"] * turns,
+            record=RecordSpec(trajectories=False),
+            on_done="terminate",
+            training_session_id=self.purpose,
+        )
+
+
+class EpisodesFailed(PipelineError):
+    """Some seeds of a task could not be played; carries what was."""
+
+    exit_code = 3
+
+    def __init__(self, done: list[EpisodeResult], failed: dict[int, str]) -> None:
+        seed, reason = next(iter(failed.items()))
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        super().__init__(f"Seed {seed}{more} could not be played: {reason}")
+        self.done, self.failed = done, failed
+
+
+def shards(seeds: Iterable[int], size: int | None) -> list[list[int]]:
+    """Seeds by task: one each up to 500 seeds, then as many as 500 tasks need; `size` forces it."""
+    every = list(seeds)
+    size = size or max(1, ceil(len(every) / SEEDS_AS_TASKS))
+    return [every[i : i + size] for i in range(0, len(every), size)]
+
+
+def play(client: TaskAppClient, spec: EpisodeSpec, seeds: Sequence[int]) -> list[EpisodeResult]:
+    """Play `seeds` one after another. A seed that fails does not stop the next one.
+
+    Raises EpisodesFailed at the end if any failed.
+    """
+    done: list[EpisodeResult] = []
+    failed: dict[int, str] = {}
+    for seed in seeds:
+        try:
+            done.append(EpisodeResult.of(seed, client.rollout(spec.request(seed))))
+        except ServiceError as e:
+            failed[seed] = str(e)
+        else:
+            progress().advance()
+    if failed:
+        raise EpisodesFailed(done, failed)
+    return done
+
+
+class Collected(BaseModel):
+    """What a round of collecting left behind: the task app has the traces, this says how it went."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    episodes: int
+    mean_achievements: float
+    mean_reward: float
+    env_steps: int
+    failed: dict[int, str] = {}
+    """Seed -> why it was not played."""
+
+    @classmethod
+    def of(cls, model: str, results: Sequence[EpisodeResult], failed: dict[int, str]) -> Collected:
+        n = max(len(results), 1)
+        return cls(
+            model=model,
+            episodes=len(results),
+            mean_achievements=sum(len(set(r.achievements)) for r in results) / n,
+            mean_reward=sum(r.total_reward for r in results) / n,
+            env_steps=sum(r.env_steps for r in results),
+            failed=failed,
+        )

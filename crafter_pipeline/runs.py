@@ -1,0 +1,242 @@
+"""The run folder: what a run is, what is done of it, and what goes on.
+
+    runs/<name>-<digest of the config>[-<n>]/
+        config.toml      the resolved config; `crafter-pipeline run --config` repeats the run
+        stages/          <name>.json: done, keyed by the hash of config and inputs; written last, at once
+        traces/          the task app's databases, and with them the ledger of finished episodes
+        dataset/         JSONL, manifest, card
+        backend/         files, jobs and models of the training backend
+        evaluations/     <label>.json
+        logs/            of the services and of Prefect
+        report.json, report.html
+
+The same config leads to the same folder: an unfinished run goes on, a finished one has nothing to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import BaseModel, TypeAdapter
+
+from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, load_config, load_toml, parse_config
+from crafter_pipeline.connections import project_root
+from crafter_pipeline.errors import ConfigError, DataError, PipelineError
+from crafter_pipeline.progress import progress
+from crafter_pipeline.report.text import toml
+
+T = TypeVar("T")
+
+SUCCEEDED = "succeeded"
+
+
+# --------------------------------------------------------------------------- profiles
+
+
+def profiles() -> dict[str, Path]:
+    """Name -> file of every profile in `configs/profiles`."""
+    return {p.stem: p for p in sorted((project_root() / "configs" / "profiles").glob("*.toml"))}
+
+
+def read_profile(name: str, overrides: Iterable[str] = ()) -> PipelineConfig:
+    """The profile's config with `key=value` overrides on top. ConfigError names the nearest profile."""
+    known = profiles()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}."
+        raise ConfigError(f"There is no profile {name!r} in {project_root() / 'configs' / 'profiles'}; {hint}")
+    return parse_config(PipelineConfig, apply_overrides(load_toml(known[name]), overrides), f"profile {name}")
+
+
+def resolve_config(
+    profile: str | None, config: PipelineConfig | Path | None, overrides: Iterable[str] = ()
+) -> PipelineConfig:
+    """A config, a file of one, or else a profile, with overrides on top."""
+    if isinstance(config, Path):
+        return load_config(PipelineConfig, config, overrides)
+    if config is not None:
+        data = apply_overrides(config.model_dump(mode="json"), overrides)
+        return parse_config(PipelineConfig, data, "config")
+    return read_profile(profile or "tiny", overrides)
+
+
+# --------------------------------------------------------------------------- the folder
+
+
+class Run:
+    """One run folder. Open it with `with run.locked():`, which also makes it."""
+
+    def __init__(self, folder: Path, config: PipelineConfig) -> None:
+        self.folder, self.config = folder, config
+        self.stages: list[tuple[str, float, str]] = []
+        """(name, seconds, state) in the order they ended."""
+        self.outputs: dict[str, Any] = {}
+        """What each stage returned, this time or before."""
+
+    @classmethod
+    def find(cls, root: Path, config: PipelineConfig, *, fresh: bool = False) -> Run:
+        """The newest run of this config, or a new one if there is none or `fresh` is asked."""
+        stem = f"{config.name}-{config.digest()}"
+        taken = [1] if (root / stem).exists() else []
+        tails = [p.name.removeprefix(f"{stem}-") for p in root.glob(f"{stem}-*")]
+        taken += [int(t) for t in tails if t.isdigit()]
+        number = max(taken, default=0) + 1 if fresh else max(taken, default=1)
+        return cls(root / (stem if number == 1 else f"{stem}-{number}"), config)
+
+    @property
+    def id(self) -> str:
+        return self.folder.name
+
+    @property
+    def traces(self) -> Path:
+        """Where the task app writes: the run's own folder unless the config names one."""
+        return self.config.task_app.trace_dir or self.folder / "traces"
+
+    @property
+    def dataset(self) -> Path:
+        return self.folder / "dataset" / "train.jsonl"
+
+    @property
+    def backend_data(self) -> Path:
+        return self.config.backend.data_dir or self.folder / "backend"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / "logs"
+
+    @property
+    def finished(self) -> bool:
+        """Whether its report says that everything succeeded."""
+        try:
+            return bool(json.loads((self.folder / "report.json").read_text())["status"] == SUCCEEDED)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @contextmanager
+    def locked(self) -> Iterator[Run]:
+        """Make the folder and hold it: a second run in it is refused. The lock dies with the process."""
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            lock = (self.folder / ".lock").open("a+")
+        except OSError as e:
+            raise DataError(
+                f"{self.folder} cannot be written ({e.strerror}). Set CRAFTER_PIPELINE_RUNS to a folder that can."
+            ) from e
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                lock.seek(0)
+                raise ConfigError(
+                    f"{self.folder} is in use by process {lock.read().strip() or '?'}. Wait for it, or add --fresh."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            write_whole(self.folder / "config.toml", toml(self.config.model_dump(mode="json")))
+            self._point_latest()
+            yield self
+
+    def _point_latest(self) -> None:
+        link = self.folder.parent / "latest"
+        try:
+            temporary = link.with_name(f".latest-{os.getpid()}")
+            temporary.symlink_to(self.id)
+            os.replace(temporary, link)
+        except OSError:  # no symlinks here, or something else is called so
+            write_whole(link.with_name("latest.txt"), self.id + "\n")
+
+    # ------------------------------------------------------------------ stages
+
+    def stage(self, name: str, function: Callable[..., T], *inputs: Any, **places: Any) -> T:
+        """What `function(*inputs, **places)` returns; from the folder when it is done already.
+
+        Args:
+            inputs: What decides the result: hashed into the stage's key.
+            places: Addresses and folders, which may change between two starts: not hashed.
+        """
+        key, marker = digest_of([name, plain(inputs)]), self.folder / "stages" / f"{name}.json"
+        result_type = TypeAdapter(get_type_hints(getattr(function, "fn", function))["return"])
+        done = _read(marker)
+        if done is not None and done.get("key") == key:
+            self._ended(name, float(done["seconds"]), "cached")
+            cached: T = result_type.validate_python(done["outputs"])
+            self.outputs[name] = cached
+            return cached
+        result = self.always(name, function, *inputs, **places)
+        marked = {"stage": name, "key": key, "seconds": self.stages[-1][1], "outputs": plain(result)}
+        write_whole(marker, json.dumps(marked, indent=1))
+        return result
+
+    def always(self, name: str, function: Callable[..., T], *inputs: Any, **places: Any) -> T:
+        """A stage that every start needs anew."""
+        progress().stage(name, "started")
+        started = time.monotonic()
+        try:
+            result = function(*inputs, **places)
+        except BaseException as e:
+            self._ended(name, time.monotonic() - started, "failed" if isinstance(e, Exception) else "cancelled")
+            raise
+        self.outputs[name] = result
+        self._ended(name, time.monotonic() - started, "completed")
+        return result
+
+    def _ended(self, name: str, seconds: float, state: str) -> None:
+        self.stages.append((name, round(seconds, 3), state))
+        progress().stage(name, state, seconds)
+
+
+def plain(value: Any) -> Any:
+    """A stage's inputs or outputs as JSON data."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_whole(path: Path, content: str) -> Path:
+    """Write a file that appears whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as f:
+                f.write(content)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as e:
+        raise DataError(f"{path} cannot be written ({e.strerror}).") from e
+    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def explain(error: BaseException) -> str:
+    """One line for people: our errors speak for themselves, others say what kind they are."""
+    return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"

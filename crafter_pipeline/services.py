@@ -1,0 +1,120 @@
+"""The two services of a run: children of the flow that owns them, or addresses of ones that run already.
+
+Keys are minted here for children, handed over by the environment alone, and forgotten with them.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crafter_pipeline import connections
+from crafter_pipeline.environments import find_environment
+from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.processes import Service, listen
+from crafter_pipeline.runs import Run, write_whole
+from crafter_pipeline.settings import load_settings, reveal
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a run finds its services."""
+
+    task_app_url: str
+    backend_url: str
+
+    @property
+    def inference_url(self) -> str:
+        """Base URL of the backend's chat models."""
+        return connections.inference_url(self.backend_url)
+
+
+@contextmanager
+def services(run: Run) -> Iterator[Addresses]:
+    """Start what the config wants started, both at once; stop it on every way out.
+
+    Call it in a flow's body, in the thread that lives as long as the services shall: never in a task.
+    """
+    config, settings = run.config, load_settings()
+    task_app_url = backend_url = ""
+    if config.backend.runtime == "url":
+        backend_url = connections.backend_address(config.backend.url)
+    if config.task_app.runtime == "url":
+        task_app_url = connections.task_app_address(config.task_app.url)
+    keys = {
+        "ENVIRONMENT_API_KEY": _key(config.task_app.runtime == "uvicorn", reveal(settings.environment_api_key)),
+        "SYNTH_API_KEY": _key(config.backend.runtime == "local", reveal(settings.synth_api_key)),
+    }
+    environment = {name: key for name, key in keys.items() if key}
+    started: list[Service] = []
+    with ExitStack() as stack:
+
+        def start(service: Service) -> str:
+            service.start()
+            stack.callback(service.stop)
+            started.append(service)
+            stack.callback(connections.forget, service.url)
+            return service.url
+
+        # The backend first: it outlives the task app, which calls it until its last rollout ends.
+        if config.backend.runtime == "local":
+            backend_url = start(_backend(run, environment))
+        if config.task_app.runtime == "uvicorn":
+            task_app_url = start(_task_app(run, environment | {"BACKEND_BASE_URL": backend_url}))
+        for url, name in ((task_app_url, "ENVIRONMENT_API_KEY"), (backend_url, "SYNTH_API_KEY")):
+            if key := environment.get(name):
+                connections.remember_key(url, key)
+        ports = {service.name: int(service.url.rsplit(":", 1)[1]) for service in started}
+        write_whole(run.folder / "ports.json", json.dumps(ports))
+        for service in started:
+            service.wait_ready()
+        yield Addresses(task_app_url, backend_url)
+
+
+def task_app_arguments(environment: str, trace_dir: Path) -> list[str]:
+    """Command line of a task app."""
+    return [find_environment(environment).app_names[0], "--trace", str(trace_dir)]
+
+
+def _task_app(run: Run, environment: dict[str, str]) -> Service:
+    config = run.config
+    return Service(
+        "task app",
+        "task_app",
+        task_app_arguments(config.environment, run.traces),
+        log=run.logs / "task_app.log",
+        port=config.task_app.port or _last_port(run, "task app"),
+        environment=environment,
+    )
+
+
+def _backend(run: Run, environment: dict[str, str]) -> Service:
+    return Service(
+        "training backend",
+        "train_app",
+        ["--data", str(run.backend_data)],
+        log=run.logs / "backend.log",
+        port=run.config.backend.port or _last_port(run, "training backend"),
+        environment=environment,
+    )
+
+
+def _last_port(run: Run, name: str) -> int:
+    """The port of the run's last start if it is free, else 0: a resumed RL job still knows the task app by it."""
+    try:
+        port = int(json.loads((run.folder / "ports.json").read_text())[name])
+        sock: socket.socket = listen("127.0.0.1", port)
+    except (OSError, ValueError, KeyError, TypeError, ConfigError):
+        return 0
+    sock.close()
+    return port
+
+
+def _key(minted: bool, from_settings: str | None) -> str | None:
+    """A key for this run alone, or for a service that is not ours the one from the settings."""
+    return secrets.token_urlsafe(24) if minted else from_settings
