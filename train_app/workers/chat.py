@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from crafter_pipeline.tokens import split_thinking
 from train_app.workers.engine import Engine, Sample
+from train_app.workers.text import decode, render
 
 TOOL_CALL = re.compile(r"<tool_call>(.*?)(?:</tool_call>|$)", re.DOTALL)
 DEFAULT_MAX_TOKENS = 512
@@ -65,12 +66,8 @@ class ChatModel:
         if request.stream or request.n != 1:
             raise BadRequest("stream and n > 1 are not served here; ask for one whole answer.")
         try:
-            text = self.tokenizer.apply_chat_template(
-                request.messages,
-                tools=request.tools,
-                add_generation_prompt=True,
-                tokenize=False,
-                **request.chat_template_kwargs,
+            text = render(
+                self.tokenizer, request.messages, request.tools, answer_next=True, **request.chat_template_kwargs
             )
         except Exception as e:  # templates are programs: whatever they raise, the request is at fault
             raise BadRequest(f"The chat template refused these messages: {e}") from e
@@ -85,7 +82,7 @@ class ChatModel:
 
     def answer(self, request: ChatRequest, sample: Sample) -> dict[str, Any]:
         """OpenAI's chat completion; `reasoning_content` carries the thoughts."""
-        text = self.tokenizer.decode(sample.ids, skip_special_tokens=True)
+        text = decode(self.tokenizer, sample.ids)
         thinking, content = split_thinking(text)
         tool_calls, content = parse_tool_calls(content) if request.tools else ([], content)
         message: dict[str, Any] = {"role": "assistant", "content": content}
@@ -96,7 +93,7 @@ class ChatModel:
         finish = "tool_calls" if tool_calls else "stop" if sample.finished else "length"
         choice: dict[str, Any] = {"index": 0, "message": message, "finish_reason": finish}
         if request.logprobs:
-            pieces = [self.tokenizer.decode([i]) for i in sample.ids]
+            pieces = [decode(self.tokenizer, [i], skip_special_tokens=False) for i in sample.ids]
             choice["logprobs"] = {
                 "content": [{"token": t, "logprob": p} for t, p in zip(pieces, sample.logprobs, strict=True)]
             }

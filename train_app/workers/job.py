@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.modeling_utils import PreTrainedModel
 
 from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.processes import exit_with_parent
@@ -72,7 +71,7 @@ class WorkerJob:
         """
         return _Reporter(self, prefix, steps_per_unit)
 
-    def publish(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, metrics: dict[str, float]) -> None:
+    def publish(self, model: Any, tokenizer: PreTrainedTokenizerBase, metrics: dict[str, float]) -> None:
         """Save the model, register it under its id, and mark the job succeeded."""
         folder = self.data_dir / "models" / self.id
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,9 @@ class _Reporter(TrainerCallback):
         )
         if "loss" in values:
             text = ", ".join(f"{k} {values[k]:.3g}" for k in ("loss", "reward", "achievements") if k in values)
-            self._job.event(f"{self._job.record.kind}.progress", f"step {step}: {text}", step=step, **values)
+            self._job.store.add_event(
+                self._job.id, f"{self._job.record.kind}.progress", f"step {step}: {text}", {"step": step, **values}
+            )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._job.store.cancel_requested(self._job.id):
@@ -143,7 +144,7 @@ def last_metrics(history: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str], kind: str, run: Callable[[WorkerJob], None]) -> int:
-    """Run one job. A PipelineError fails it with that sentence; a bug raises, and the supervisor restarts or fails it."""
+    """Run one job. A PipelineError fails it with that sentence; a bug raises, and the supervisor tries again."""
     parser = argparse.ArgumentParser(prog=f"train_app.workers.{kind}")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)

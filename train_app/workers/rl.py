@@ -98,6 +98,7 @@ class TurnGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *, config: RlConfig, play: Play, warn: Callable[[str], None], **kwargs: Any) -> None:
         self._config, self._play, self._warn = config, play, warn
+        self._pad_id = int(kwargs["processing_class"].pad_token_id)
         super().__init__(**kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -106,14 +107,14 @@ class TurnGRPOTrainer(GRPOTrainer):
         rows = rows_of(groups, self._config)
         if not rows:
             self._warn(
-                f"iteration {iteration + 1}: no two rollouts of a seed differ in reward, so nothing is learned from it. "
+                f"iteration {iteration + 1}: no two rollouts of a seed differ in reward, so it teaches nothing. "
                 "Start from a model that earns some reward, or raise group_size or temperature."
             )
         self._record(groups, rows)
         if self._config.max_samples is not None and len(rows) > self._config.max_samples:
             chosen = np.random.default_rng([self._config.seed, iteration]).permutation(len(rows))
             rows = [rows[i] for i in sorted(chosen[: self._config.max_samples])]
-        return pack(rows, self.processing_class.pad_token_id, self._config.minibatches)
+        return pack(rows, self._pad_id, self._config.minibatches)
 
     def _record(self, groups: Sequence[Sequence[PlayedRollout]], rows: Sequence[Row]) -> None:
         rollouts = [rollout for group in groups for rollout in group]

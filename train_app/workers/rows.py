@@ -11,6 +11,7 @@ import orjson
 from transformers import PreTrainedTokenizerBase
 
 from crafter_pipeline.errors import DataError
+from train_app.workers.text import render
 
 IGNORED = -100
 CHUNK = 2_000
@@ -66,8 +67,8 @@ def training_rows(
 def prompt_and_answer(example: dict[str, Any], tokenizer: PreTrainedTokenizerBase, where: str) -> tuple[str, str]:
     """The text the model will see, and the text it shall say, end of turn included."""
     messages, tools = example["messages"], [tool_as_served(t) for t in example.get("tools") or ()] or None
-    prompt = tokenizer.apply_chat_template(messages[:-1], tools=tools, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    prompt = render(tokenizer, messages[:-1], tools, answer_next=True)
+    whole = render(tokenizer, messages, tools, answer_next=False)
     if not whole.startswith(prompt):
         raise DataError(f"{where}: the chat template renders the prompt differently with and without the answer.")
     return prompt, whole[len(prompt) :].rstrip("\n")

@@ -40,7 +40,7 @@ class AnswerTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
-        if return_outputs or not self.model.training:
+        if return_outputs or not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels_BT = inputs["labels"]
         first = int((labels_BT != IGNORED).any(0).int().argmax())
@@ -156,12 +156,17 @@ def run(job: worker_job.WorkerJob) -> None:
     job.event(
         "sft.data.ready", f"{len(rows['input_ids'])} rows, {tokens} tokens", rows=len(rows["input_ids"]), tokens=tokens
     )
-    if config.train_kind == "qlora":
-        if source == TINY:
-            source = str(job.folder / "base")
-            save_model(model, tokenizer, Path(source))
-        model = source
-    trainer = sft_trainer(model, tokenizer, rows, config, job.folder / "checkpoints", [job.reporter("train.")])
+    if config.train_kind == "qlora" and source == TINY:
+        source = str(job.folder / "base")
+        save_model(model, tokenizer, Path(source))
+    trainer = sft_trainer(
+        source if config.train_kind == "qlora" else model,
+        tokenizer,
+        rows,
+        config,
+        job.folder / "checkpoints",
+        [job.reporter("train.")],
+    )
     trainer.train(resume_from_checkpoint=newest_complete(job.folder / "checkpoints"))
     job.publish(trainer.model, tokenizer, metrics=worker_job.last_metrics(trainer.state.log_history))
 

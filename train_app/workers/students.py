@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.modeling_utils import PreTrainedModel
 
 from crafter_pipeline.environments import ENVIRONMENTS
@@ -19,7 +27,7 @@ from crafter_pipeline.tokens import END_OF_TEXT, TURN_END, build_tokenizer, chat
 
 TINY = "crafter-tiny"
 TINY_CONTEXT = 4096
-TINY_SHAPE = dict(
+TINY_SHAPE: dict[str, Any] = dict(
     hidden_size=96,
     intermediate_size=288,
     num_hidden_layers=2,
@@ -61,7 +69,7 @@ def make_tiny(seed: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def load_student(source: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_student(source: str, seed: int = 0) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer, fp32 on CPU.
 
     Args:

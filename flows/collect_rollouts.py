@@ -1,0 +1,34 @@
+"""Let the teacher play."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from crafter_pipeline import connections
+from crafter_pipeline.config import CollectConfig
+from crafter_pipeline.episodes import Collected, EpisodeSpec
+from tasks.episodes import play_all
+from tasks.task_app import check_task_app
+
+
+@flow(name="collect-rollouts", flow_run_name="collect-{config.seeds.count}-seeds")
+def collect_rollouts(
+    config: CollectConfig = CollectConfig(),  # noqa: B008
+    task_app_url: str | None = None,
+    inference_url: str | None = None,
+) -> Collected:
+    """One episode of the teacher per seed, traced by the task app. Seeds that are stored already are not played again.
+
+    Args:
+        config: Who plays which worlds, and how.
+        task_app_url: Address of a running task app; unset: TASK_APP_URL.
+        inference_url: Base URL of the chat model; unset: the config's, or the backend's /v1.
+    """
+    task_app_url = connections.task_app_address(task_app_url)
+    inference_url = inference_url or config.inference_url or connections.inference_url(connections.backend_address())
+    check_task_app(task_app_url)
+    spec = EpisodeSpec.to_collect(config, task_app_url, inference_url)
+    results, failed = play_all(
+        config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size
+    )
+    return Collected.of(config.model, results, failed)

@@ -1,0 +1,41 @@
+"""Judge a model on worlds it has not seen."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from crafter_pipeline import connections
+from crafter_pipeline.config import EvaluateConfig
+from crafter_pipeline.episodes import EpisodeSpec
+from crafter_pipeline.evaluation import Evaluation
+from tasks.artifacts import publish_evaluation_artifact
+from tasks.episodes import play_all
+from tasks.scoring import score
+from tasks.task_app import check_task_app
+
+
+@flow(name="evaluate", flow_run_name="evaluate-{label}")
+def evaluate_model(
+    config: EvaluateConfig = EvaluateConfig(),  # noqa: B008
+    model: str = "latest:rl",
+    label: str = "model",
+    task_app_url: str | None = None,
+    inference_url: str | None = None,
+) -> Evaluation:
+    """One episode per held-out seed, scored. Episodes that are stored already are not played again.
+
+    Args:
+        config: Worlds, limits and how the model is asked.
+        model: As the inference endpoint names it: an id, `latest:sft`, `latest:rl`, `crafter-expert`, …
+        label: What tables and plots call it.
+        task_app_url: Address of a running task app; unset: TASK_APP_URL.
+        inference_url: Base URL of the chat model; unset: the backend's /v1.
+    """
+    task_app_url = connections.task_app_address(task_app_url)
+    inference_url = inference_url or connections.inference_url(connections.backend_address())
+    check_task_app(task_app_url)
+    spec = EpisodeSpec.to_evaluate(config, model, task_app_url, inference_url)
+    results, _ = play_all(config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size)
+    evaluation = score(label, model, results, config)
+    publish_evaluation_artifact(evaluation)
+    return evaluation

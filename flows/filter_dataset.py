@@ -1,0 +1,30 @@
+"""Turn traced rollouts into a training set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from prefect import flow
+
+from crafter_pipeline.config import FilterConfig
+from crafter_pipeline.dataset.filtering import DatasetManifest
+from tasks.artifacts import publish_dataset_artifact
+from tasks.dataset import filter_traces
+
+
+@flow(name="filter-dataset")
+def filter_dataset(
+    config: FilterConfig = FilterConfig(),  # noqa: B008
+    traces: Path = Path("traces/v3"),
+    out: Path = Path("ft_data/train.jsonl"),
+) -> DatasetManifest:
+    """Select turns with DuckDB and write them as JSONL, with manifest and data card beside it.
+
+    Args:
+        config: Which rollouts and turns become examples; a rule is off until asked for.
+        traces: A trace database, or a folder of them.
+        out: The JSONL file to write.
+    """
+    manifest = filter_traces(config, traces, out)
+    publish_dataset_artifact(manifest)
+    return manifest

@@ -1,0 +1,39 @@
+"""Improve a model by reinforcement learning."""
+
+from __future__ import annotations
+
+from prefect import flow
+
+from crafter_pipeline import connections
+from crafter_pipeline.config import PolicyConfig, RlConfig
+from crafter_pipeline.training import RlJob, TrainedModel
+from tasks.artifacts import publish_model_artifact
+from tasks.task_app import check_task_app
+from tasks.training import await_job, submit_job
+
+
+@flow(name="submit-rl", flow_run_name="rl-{source}")
+def submit_rl(
+    config: RlConfig = RlConfig(),  # noqa: B008
+    source: str = "latest:sft",
+    policy: PolicyConfig = PolicyConfig(),  # noqa: B008
+    environment: str = "crafter",
+    task_app_url: str | None = None,
+    backend_url: str | None = None,
+) -> TrainedModel:
+    """Train on rewards from the task app and wait for the model. A job that was asked for before is found, not repeated.
+
+    Args:
+        config: The job.
+        source: Model to start from: a base model, a trained one's id, or `latest:sft`.
+        policy: How the model is shown the game and asked.
+        environment: Name of the environment, e.g. `crafter`.
+        task_app_url: Address of a running task app, as the backend sees it; unset: TASK_APP_URL.
+        backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
+    """
+    task_app_url, backend_url = connections.task_app_address(task_app_url), connections.backend_address(backend_url)
+    check_task_app(task_app_url)
+    job = RlJob(config=config, source=source, policy=policy, environment=environment, task_app_url=task_app_url)
+    model = await_job(submit_job(job, backend_url), job, backend_url)
+    publish_model_artifact(model, "rl")
+    return model

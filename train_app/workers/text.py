@@ -1,0 +1,35 @@
+"""Messages → text and token ids → text: the two tokenizer calls, with the types that they really have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    answer_next: bool,
+    **variables: Any,
+) -> str:
+    """A conversation in the tokenizer's chat template; `answer_next` opens the assistant's turn."""
+    text = tokenizer.apply_chat_template(
+        [dict(m) for m in messages],
+        tools=[dict(t) for t in tools] if tools else None,
+        add_generation_prompt=answer_next,
+        tokenize=False,
+        **variables,
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    """Text of token ids; markup such as `<think>` stays."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+    assert isinstance(text, str)
+    return text
