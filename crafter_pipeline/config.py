@@ -205,7 +205,7 @@ class RlConfig(Config):
     clip_high: float = Field(default=0.28, gt=0)
     """PPO ratio bound above: 1 + clip_high."""
     max_samples: int | None = Field(default=None, ge=1)
-    """Turns trained per batch, a uniform sample; unset: all."""
+    """Turns trained per batch, those with the largest advantages; unset: all."""
     temperature: float = Field(default=1.0, gt=0, le=2)
     """Of the rollouts; top_p is 1 while training."""
     seed: int = Field(default=0, ge=0)

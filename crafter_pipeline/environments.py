@@ -48,7 +48,7 @@ def _words(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for group in groups for word in group))
 
 
-CRAFTER_TINY_PROMPT = "crafter : think , then answer with one action"
+CRAFTER_TINY_PROMPT = "play crafter"
 
 CRAFTER = EnvironmentInfo(
     name="crafter",

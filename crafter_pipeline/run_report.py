@@ -18,7 +18,7 @@ from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation, compare_all
 from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
-from crafter_pipeline.runs import Run, explain
+from crafter_pipeline.runs import Run, explain, write_whole
 from crafter_pipeline.training import TrainedModel
 
 PACKAGES = ("crafter-pipeline", "prefect", "torch", "transformers", "trl", "duckdb", "numpy")
@@ -59,6 +59,11 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         environment=environment_facts(),
         command=f"crafter-pipeline run --config {run.folder / 'config.toml'}",
     )
+
+
+def keep_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Write `evaluations/<label>.json` in a run folder."""
+    return write_whole(folder / "evaluations" / f"{evaluation.label}.json", json.dumps(evaluation.to_json(), indent=1))
 
 
 def dataset_facts(manifest: DatasetManifest) -> dict[str, Any]:

@@ -28,7 +28,5 @@ def collect_rollouts(
     inference_url = inference_url or config.inference_url or connections.inference_url(connections.backend_address())
     check_task_app(task_app_url)
     spec = EpisodeSpec.to_collect(config, task_app_url, inference_url)
-    results, failed = play_all(
-        config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size
-    )
+    results, failed = play_all(config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size)
     return Collected.of(config.model, results, failed)

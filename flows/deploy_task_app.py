@@ -19,7 +19,7 @@ def deploy_task_app(
     """Serve the environment and prove that it answers. Returns its address.
 
     Args:
-        config: runtime `uvicorn` starts a task app that stays until `crafter-pipeline down`; `url` checks a running one.
+        config: runtime `uvicorn` starts one that stays until `crafter-pipeline down`; `url` checks a running one.
         environment: Name of the environment, e.g. `crafter`.
         task_app_url: Address of a task app that the caller owns; nothing is started then.
     """

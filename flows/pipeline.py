@@ -1,4 +1,4 @@
-"""The whole loop: a teacher plays, a student learns from it, then from rewards; everyone is judged on the same worlds."""
+"""The whole loop: a teacher plays, a student learns from it, then from rewards; all are judged on the same worlds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from crafter_pipeline.config import EvaluateConfig, PipelineConfig
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report import write_report
-from crafter_pipeline.run_report import report_of
+from crafter_pipeline.run_report import keep_evaluation, report_of
 from crafter_pipeline.runs import Run, resolve_config
 from crafter_pipeline.services import Addresses, services
 from crafter_pipeline.settings import load_settings
@@ -22,7 +22,6 @@ from flows.filter_dataset import filter_dataset
 from flows.submit_rl import submit_rl
 from flows.submit_sft import submit_sft
 from tasks.artifacts import publish_report_artifact
-from tasks.evaluations import keep_evaluation
 
 
 @flow(name="crafter-pipeline", flow_run_name="pipeline-{profile}")
@@ -108,5 +107,5 @@ def reported(run: Run) -> Iterator[None]:
         write_report(report_of(run, e), run.folder)
         raise
     report = report_of(run)
-    publish_report_artifact(report, str(run.folder))
     write_report(report, run.folder)
+    publish_report_artifact(report, str(run.folder))

@@ -21,7 +21,7 @@ def submit_rl(
     task_app_url: str | None = None,
     backend_url: str | None = None,
 ) -> TrainedModel:
-    """Train on rewards from the task app and wait for the model. A job that was asked for before is found, not repeated.
+    """Train on rewards from the task app and wait for the model. A job asked for before is found, not repeated.
 
     Args:
         config: The job.

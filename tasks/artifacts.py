@@ -26,7 +26,7 @@ def publish_evaluation_artifact(evaluation: Evaluation) -> None:
     create_markdown_artifact(
         evaluation_markdown(evaluation),
         key=artifact_key("evaluation", evaluation.label),
-        description=f"{evaluation.label}: {evaluation.mean_achievements:.2f} achievements, {len(evaluation.seeds)} seeds",
+        description=f"{evaluation.label}: {evaluation.mean_achievements:.2f} achievements",
     )
 
 

@@ -42,7 +42,8 @@ def play_all(
     """
     parts = shards(seeds, shard_size)
     progress().expect(sum(map(len, parts)), "seeds")
-    with ThreadPoolTaskRunner(max_workers=concurrency) as pool:
+    runner: ThreadPoolTaskRunner[list[EpisodeResult]] = ThreadPoolTaskRunner(max_workers=concurrency)
+    with runner as pool:
         futures = [
             pool.submit(play_episodes.with_options(task_run_name=_name(part)), {"seeds": part, "spec": spec})
             for part in parts
@@ -61,7 +62,9 @@ def _name(seeds: list[int]) -> str:
     return f"seed-{seeds[0]}" if len(seeds) == 1 else f"seeds-{seeds[0]}-{seeds[-1]}"
 
 
-def _outcome(seeds: list[int], future: PrefectFuture[list[EpisodeResult]]) -> tuple[list[EpisodeResult], dict[int, str]]:
+def _outcome(
+    seeds: list[int], future: PrefectFuture[list[EpisodeResult]]
+) -> tuple[list[EpisodeResult], dict[int, str]]:
     outcome = future.result(raise_on_failure=False)
     if isinstance(outcome, EpisodesFailed):
         return outcome.done, outcome.failed

@@ -1,0 +1,171 @@
+"""What `run` shows while it runs, and at the end."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from crafter_pipeline.progress import Progress
+from crafter_pipeline.report import RunReport, summary_rows, verdict
+from crafter_pipeline.report.text import duration, interval, signed
+from crafter_pipeline.runs import Run
+
+SHOWN_METRICS = ("loss", "achievements", "reward")
+MARKS = {"completed": "done", "cached": "done before", "failed": "failed", "cancelled": "stopped"}
+PLAIN_EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def display(run: Run, *, to_stderr: bool = False) -> Iterator[Progress]:
+    """Live bars on a terminal, lines elsewhere."""
+    console = Console(stderr=to_stderr)
+    console.print(f"Run {run.id}, files in {run.folder}", highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        yield PlainDisplay(console)
+        return
+    columns = (
+        TextColumn("{task.description:<18}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[facts]}"),
+    )
+    with Bars(*columns, console=console, redirect_stdout=True, redirect_stderr=True) as bars:
+        yield BarDisplay(bars)
+
+
+class _Numbers:
+    """The newest value of the metrics worth showing."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+        self.step = 0
+
+    def hear(self, name: str, step: int, value: float) -> None:
+        short = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
+        if short in SHOWN_METRICS:
+            self.step, self._values[short] = max(step, self.step), value
+
+    def __str__(self) -> str:
+        values = ", ".join(f"{k} {v:.3g}" for k, v in self._values.items())
+        return f"step {self.step}: {values}" if values else ""
+
+
+class BarDisplay:
+    """One bar per stage."""
+
+    def __init__(self, bars: Bars) -> None:
+        self._bars, self._lock = bars, threading.Lock()
+        self._task: TaskID | None = None
+        self._numbers = _Numbers()
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
+        with self._lock:
+            if state == "started" or self._task is None:
+                self._numbers = _Numbers()
+                self._task = self._bars.add_task(name, total=None, facts="")
+            if state != "started":
+                task = next(t for t in self._bars.tasks if t.id == self._task)
+                total = task.total or 1
+                done = total if state in ("completed", "cached") else task.completed
+                facts = f"{MARKS.get(state, state)} {duration(seconds)} {self._numbers}"
+                self._bars.update(self._task, total=total, completed=done, facts=facts)
+                self._bars.stop_task(self._task)
+                self._task = None
+
+    def expect(self, total: int, unit: str) -> None:
+        with self._lock:
+            if self._task is not None:
+                self._bars.update(self._task, total=total, facts=unit)
+
+    def advance(self, count: int = 1) -> None:
+        with self._lock:
+            if self._task is not None:
+                self._bars.advance(self._task, count)
+
+    def metric(self, name: str, step: int, value: float) -> None:
+        with self._lock:
+            self._numbers.hear(name, step, value)
+            if self._task is not None:
+                self._bars.update(self._task, facts=str(self._numbers))
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text, highlight=False, markup=False)
+
+
+class PlainDisplay:
+    """A line per stage, and one every ten seconds in between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console, self._lock = console, threading.Lock()
+        self._stage, self._done, self._total, self._unit = "", 0, 0, ""
+        self._numbers, self._said = _Numbers(), 0.0
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
+        with self._lock:
+            self._stage, self._done, self._total = name, 0, 0
+            if state == "started":
+                self._numbers = _Numbers()
+            took = f" in {duration(seconds)}" if state == "completed" else ""
+            numbers = f" ({self._numbers})" if state == "completed" and str(self._numbers) else ""
+            self._say(f"{name}: {MARKS.get(state, state)}{took}{numbers}")
+
+    def expect(self, total: int, unit: str) -> None:
+        with self._lock:
+            self._done, self._total, self._unit = 0, total, unit
+
+    def advance(self, count: int = 1) -> None:
+        with self._lock:
+            self._done += count
+            self._now_and_then(f"{self._stage}: {self._done} of {self._total} {self._unit}")
+
+    def metric(self, name: str, step: int, value: float) -> None:
+        with self._lock:
+            self._numbers.hear(name, step, value)
+            self._now_and_then(f"{self._stage}: {self._numbers}")
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            self._say(text)
+
+    def _now_and_then(self, line: str) -> None:
+        if time.monotonic() - self._said > PLAIN_EVERY_SECONDS:
+            self._say(line)
+
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_summary(report: RunReport, folder: Path) -> None:
+    """Scores, differences, times and where the files are."""
+    console = Console(file=sys.stdout)
+    rows = summary_rows(report)
+    if rows:
+        table = Table(title=f"{report.run_id}: {report.status}", title_justify="left")
+        for name in ("label", "worlds", "achievements", "95 % interval", "Crafter score"):
+            table.add_column(name, justify="left" if name == "label" else "right")
+        for row in rows:
+            table.add_row(
+                *(row[name] for name in ("label", "worlds", "achievements", "95 % interval", "Crafter score"))
+            )
+        console.print(table)
+    for c in report.comparisons:
+        says = "" if c.clear else "  (open)"
+        console.print(f"  {c.b} − {c.a}: {signed(c.delta, 2)} {interval(c.ci95, 2, sign=True)}{says}", highlight=False)
+    console.print(verdict(report).sentence, highlight=False, markup=False)
+    stages = ", ".join(f"{s.name} {duration(s.seconds)}" for s in report.stages)
+    console.print(f"Stages: {stages}", highlight=False, markup=False)
+    for warning in report.warnings:
+        console.print(f"Warning: {warning}", highlight=False, markup=False)
+    for name in ("report.html", "report.json"):
+        console.print(f"{folder / name}", highlight=False, markup=False, soft_wrap=True)

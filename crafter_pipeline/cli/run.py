@@ -1,0 +1,118 @@
+"""`crafter-pipeline run`: the whole loop in this process, with a display and a Prefect server to remember it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from crafter_pipeline.cli.display import display, print_summary
+from crafter_pipeline.cli.server import CLIENT_SETTINGS, configured_api_url, healthy, prefect_server
+from crafter_pipeline.config import PipelineConfig
+from crafter_pipeline.progress import progress, report_to
+from crafter_pipeline.report import read_report
+from crafter_pipeline.runs import Run, resolve_config
+from crafter_pipeline.settings import load_settings
+
+HISTORY_SECONDS = 60.0
+"""Longest wait for the server to store what it was told."""
+SERVER_START_SECONDS = 120.0
+
+
+def run_pipeline(
+    profile: str | None, config: Path | None, overrides: Sequence[str], *, fresh: bool, as_json: bool
+) -> int:
+    """Run, or go on; 0 when everything succeeded. PipelineError when not."""
+    cfg = resolve_config(profile, config, overrides)
+    root = load_settings().crafter_pipeline_runs.absolute()
+    run = Run.find(root, cfg, fresh=fresh)
+    if run.finished:
+        print(f"{run.id} is finished already; --fresh starts anew.", file=sys.stderr)
+    else:
+        with run.locked():  # said before anything starts; the flow takes the lock itself
+            pass
+        shown = config.stem if config else profile or "tiny"
+        with display(run, to_stderr=as_json) as listener, report_to(listener):
+            _run(run, cfg, shown, fresh)
+    report = read_report(run.folder)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        print_summary(report, run.folder)
+    return 0 if report.status == "succeeded" else 1
+
+
+def _run(run: Run, cfg: PipelineConfig, profile: str, fresh: bool) -> None:
+    with ExitStack() as stack:
+        api_url = configured_api_url()
+        server = None
+        if api_url is None or not healthy(api_url):
+            if api_url is not None:
+                progress().note(f"No Prefect server answers at {api_url}; this run starts one of its own.")
+            server = prefect_server(run.logs / "prefect-server.log")
+            server.start()
+            stack.callback(server.stop)
+            api_url = f"{server.url}/api"
+        os.environ.update(CLIENT_SETTINGS | {"PREFECT_API_URL": api_url})
+        stack.enter_context(_logs_to(run.logs / "prefect.log"))
+        from prefect import tags
+
+        from flows.pipeline import crafter_pipeline
+
+        _console_to_file(run.logs / "prefect.log")
+        if server is not None:
+            server.wait_ready(SERVER_START_SECONDS, "/api/health")
+        tag = f"{run.id}-{os.getpid()}"
+        try:
+            with tags(tag):
+                crafter_pipeline(profile=profile, config=cfg, fresh=fresh)
+        finally:
+            _await_history(api_url, tag)
+
+
+@contextmanager
+def _logs_to(path: Path) -> Iterator[None]:
+    """Our own loggers write to a file, since the terminal belongs to the display."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("crafter_pipeline")
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        handler.close()
+
+
+def _console_to_file(path: Path) -> None:
+    """Prefect sets its console handlers at import: put a file in their place."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("prefect")]
+    for logger in (logging.root, *map(logging.getLogger, names)):
+        for old in [h for h in logger.handlers if type(h).__name__ in ("PrefectConsoleHandler", "_SafeStreamHandler")]:
+            logger.removeHandler(old)
+            logger.addHandler(handler)
+
+
+def _await_history(api_url: str, tag: str) -> None:
+    """Wait until the server has stored what this run told it: no task is open, and their number stands still."""
+    ours = {"task_runs": {"tags": {"all_": [tag]}}}
+    not_over = {"task_runs": {"tags": {"all_": [tag]}, "state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
+    deadline, before = time.monotonic() + HISTORY_SECONDS, -1
+    with suppress(httpx.HTTPError), httpx.Client(timeout=10.0) as http:
+        while time.monotonic() < deadline:
+            total, still_open = (http.post(f"{api_url}/task_runs/count", json=q).json() for q in (ours, not_over))
+            if still_open == 0 and total == before:
+                return
+            before = total
+            time.sleep(1.0)
+    progress().note("Prefect's history of this run may be incomplete; results are not affected.")
