@@ -11,7 +11,7 @@ from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.config import CollectConfig, EvaluateConfig, PolicyConfig, digest_of
 from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest
 from crafter_pipeline.environments import find_environment
-from crafter_pipeline.errors import PipelineError, ServiceError
+from crafter_pipeline.errors import ServiceError
 from crafter_pipeline.progress import progress
 
 SEEDS_AS_TASKS = 500
@@ -100,10 +100,8 @@ class EpisodeSpec(BaseModel):
         )
 
 
-class EpisodesFailed(PipelineError):
+class EpisodesFailed(ServiceError):
     """Some seeds of a task could not be played; carries what was."""
-
-    exit_code = 3
 
     def __init__(self, done: list[EpisodeResult], failed: dict[int, str]) -> None:
         seed, reason = next(iter(failed.items()))

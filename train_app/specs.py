@@ -286,6 +286,8 @@ def _rl_not_applied(
         if section and section.get("enabled", True):
             yield table, "rewards come from the task app"
     for key in training:
+        if key in ("weight_sync_interval", "log_interval") and training[key] == 1:
+            continue  # as it is done here
         if key not in _RL_READ and not key.startswith("step_rewards"):
             yield f"training.{key}", _RL_REASONS.get(key, "this trainer has no such setting")
     if rollout.get("ops"):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 
@@ -23,6 +24,8 @@ from crafter_pipeline.settings import load_settings
 
 HISTORY_SECONDS = 60.0
 """Longest wait for the server to store what it was told."""
+BROKEN_HISTORY_SECONDS = 4.0
+"""The same after a failure or a signal: tasks that were cut off never end."""
 SERVER_START_SECONDS = 120.0
 
 
@@ -39,8 +42,13 @@ def run_pipeline(
         with run.locked():  # said before anything starts; the flow takes the lock itself
             pass
         shown = config.stem if config else profile or "tiny"
-        with display(run, to_stderr=as_json) as listener, report_to(listener):
-            _run(run, cfg, shown, fresh)
+        try:
+            with display(run, to_stderr=as_json) as listener, report_to(listener):
+                _run(run, cfg, shown, fresh)
+        except KeyboardInterrupt:
+            _leave(130)
+        except SystemExit as e:
+            _leave(int(e.code or 0))
     report = read_report(run.folder)
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
@@ -69,12 +77,21 @@ def _run(run: Run, cfg: PipelineConfig, profile: str, fresh: bool) -> None:
         _console_to_file(run.logs / "prefect.log")
         if server is not None:
             server.wait_ready(SERVER_START_SECONDS, "/api/health")
-        tag = f"{run.id}-{os.getpid()}"
+        tag, patience = f"{run.id}-{os.getpid()}", BROKEN_HISTORY_SECONDS
         try:
             with tags(tag):
                 crafter_pipeline(profile=profile, config=cfg, fresh=fresh)
+            patience = HISTORY_SECONDS
         finally:
-            _await_history(api_url, tag)
+            _await_history(api_url, tag, patience)
+
+
+def _leave(code: int) -> NoReturn:
+    """Leave at once after a signal. All is stopped and reported, but pool threads still knock at services that are
+    gone, and Python would wait half a minute for them."""
+    print(f"crafter-pipeline: stopped; the same command goes on from here (exit code {code})", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 @contextmanager
@@ -103,11 +120,11 @@ def _console_to_file(path: Path) -> None:
             logger.addHandler(handler)
 
 
-def _await_history(api_url: str, tag: str) -> None:
+def _await_history(api_url: str, tag: str, patience_seconds: float) -> None:
     """Wait until the server has stored what this run told it: no task is open, and their number stands still."""
     ours = {"task_runs": {"tags": {"all_": [tag]}}}
     not_over = {"task_runs": {"tags": {"all_": [tag]}, "state": {"type": {"any_": ["PENDING", "RUNNING"]}}}}
-    deadline, before = time.monotonic() + HISTORY_SECONDS, -1
+    deadline, before = time.monotonic() + patience_seconds, -1
     with suppress(httpx.HTTPError), httpx.Client(timeout=10.0) as http:
         while time.monotonic() < deadline:
             total, still_open = (http.post(f"{api_url}/task_runs/count", json=q).json() for q in (ours, not_over))
@@ -115,4 +132,5 @@ def _await_history(api_url: str, tag: str) -> None:
                 return
             before = total
             time.sleep(1.0)
-    progress().note("Prefect's history of this run may be incomplete; results are not affected.")
+    if patience_seconds == HISTORY_SECONDS:
+        progress().note("Prefect's history of this run may be incomplete; results are not affected.")

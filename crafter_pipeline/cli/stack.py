@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from crafter_pipeline.cli.server import (
@@ -94,12 +95,15 @@ def supervise() -> int:
 
 def down() -> int:
     """Stop what was left running; undo the profile change."""
+    change = _profile_change()  # the stack takes it back itself when it stops in good order
     stopped = [d for d in detached() if stop_detached(d)]
     _ready_file().unlink(missing_ok=True)
+    _undo_profile()
     for process in stopped:
         print(f"Stopped {process.name} (process {process.pid}).")
-    for line in _undo_profile():
-        print(line)
+    if change:
+        names = " and ".join(change["settings"])
+        print(f"Took {names} back out of the Prefect profile {change['profile']!r}.")
     if not stopped:
         print("Nothing was running.")
     return 0
@@ -202,25 +206,28 @@ def _profile(api_url: str) -> Iterator[list[str]]:
         _undo_profile()
 
 
-def _undo_profile() -> list[str]:
-    """Take back what `_profile` set, if it still has that value; what to say about it."""
+def _profile_change() -> dict[str, Any] | None:
     try:
-        change = json.loads(_profile_file().read_text())
+        change: dict[str, Any] = json.loads(_profile_file().read_text())
     except (OSError, ValueError):
-        return []
+        return None
+    return change
+
+
+def _undo_profile() -> None:
+    """Take back what `_profile` set, where it still has that value."""
+    change = _profile_change()
+    if change is None:
+        return
     from prefect.settings import load_profiles, save_profiles
 
-    profiles = load_profiles(include_defaults=True)
-    name, said = change["profile"], []
+    profiles, name = load_profiles(include_defaults=True), change["profile"]
     if name in profiles.names:
-        now = {s.name: str(v) for s, v in profiles[name].settings.items()}
-        for setting, value in change["settings"].items():
-            if now.get(setting, "").lower() == value.lower():
-                profiles.update_profile(name, {setting: None})  # type: ignore[dict-item]
-                said.append(f"Took {setting} back out of the Prefect profile {name!r}")
+        now = {setting.name: str(value) for setting, value in profiles[name].settings.items()}
+        ours = {k: None for k, v in change["settings"].items() if now.get(k, "").lower() == v.lower()}
+        profiles.update_profile(name, ours)  # type: ignore[arg-type]
         save_profiles(profiles)
     _profile_file().unlink(missing_ok=True)
-    return said
 
 
 def _profile_file() -> Path:

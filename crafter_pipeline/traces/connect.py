@@ -1,0 +1,123 @@
+"""How trace databases are opened, and which ones this process holds open.
+
+DuckDB carries a second SQLite library. Two libraries in one process on one file are a way to damage it: POSIX locks
+belong to the process, and whoever closes the file first drops the other's. `held` lets `dataset.duck` refuse that.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from crafter_pipeline.errors import DataError
+
+SQLITE_MAGIC = b"SQLite format 3\x00"
+BUSY_SECONDS = 30.0
+
+_held: Counter[str] = Counter()
+_held_lock = threading.Lock()
+
+
+class TraceConnection(sqlite3.Connection):
+    """A connection that is counted in `held` until it is closed."""
+
+    _key: str | None = None
+
+    def hold(self, path: Path) -> None:
+        """Count `path` as open in this process."""
+        self._key = os.path.realpath(path)
+        with _held_lock:
+            _held[self._key] += 1
+
+    def close(self) -> None:
+        """Close, and give the file free. Closing twice is closing once."""
+        super().close()
+        with _held_lock:
+            if self._key is not None:
+                _held[self._key] -= 1
+                self._key = None
+
+
+def held(path: Path) -> bool:
+    """Whether this process has the trace database open."""
+    with _held_lock:
+        return _held[os.path.realpath(path)] > 0
+
+
+def check_database(path: Path) -> None:
+    """Raise one clear DataError unless `path` is a readable SQLite file (an empty file counts as one).
+
+    Must not be called on a file that this process holds open: it opens and closes it.
+    """
+    try:
+        with path.open("rb") as f:
+            head = f.read(len(SQLITE_MAGIC))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such trace database. Collect rollouts first, or check the path.") from None
+    except IsADirectoryError:
+        raise DataError(f"{path} is a folder. Name a trace database in it, a file like task_app_traces_*.db.") from None
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}). Check its permissions.") from e
+    if head and head != SQLITE_MAGIC:
+        raise DataError(f"{path} is not a SQLite database. Name a trace database, a file like task_app_traces_*.db.")
+
+
+def open_read_only(path: Path) -> TraceConnection:
+    """A read-only connection (usable from any thread, one at a time). DataError says what is wrong with the path."""
+    if not held(path):
+        check_database(path)
+    try:
+        return _connect(path, "mode=ro")
+    except sqlite3.OperationalError as e:
+        # A WAL database in a folder that we may not write cannot get its -shm file; without a -wal it is complete.
+        wal = path.with_name(path.name + "-wal")
+        if not wal.exists() or wal.stat().st_size == 0:
+            return _connect(path, "mode=ro&immutable=1")
+        raise DataError(f"{path}: cannot be opened ({e}). Copy it, with its -wal file, to a writable folder.") from e
+
+
+def open_for_writing(path: Path) -> TraceConnection:
+    """A connection in autocommit mode that may write (usable from any thread, one at a time); makes the folder."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder. Name a file in it, for example {path / 'traces.db'}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"{path}: its folder cannot be made ({e.strerror}). Choose another path for traces.") from e
+    if path.exists() and not held(path):
+        check_database(path)
+    connection: TraceConnection | None = None
+    try:
+        connection = _connect(path, "mode=rwc")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")  # WAL: safe against a killed process, one fsync a checkpoint
+        connection.execute("BEGIN IMMEDIATE")  # a file that is not ours to write fails here, not at the first rollout
+        connection.execute("ROLLBACK")
+    except sqlite3.DatabaseError as e:
+        if connection is not None:
+            connection.close()
+        raise DataError(f"{path}: cannot be written ({e}). Check its permissions, or choose another path.") from e
+    return connection
+
+
+def _connect(path: Path, mode: str) -> TraceConnection:
+    connection: Any = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        factory=TraceConnection,
+    )
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    connection.hold(path)
+    assert isinstance(connection, TraceConnection)
+    return connection

@@ -1,0 +1,450 @@
+"""One rollout as v3 records and back: what a call record, an event, a message and a session's metadata hold.
+
+The store writes these records as rows, `wire` sends them as JSON, the reader and the dataset read them again. Records
+of the original writer are read as far as they go; ours carry `"writer": "crafter-pipeline"`, and are exact.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
+
+WRITER = "crafter-pipeline"
+Json = dict[str, Any]
+
+_REQUEST_KEYS = ("temperature", "top_p", "max_tokens")
+_THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)\s*", re.DOTALL)
+_TERMINAL = frozenset({StopReason.DEATH, StopReason.SOLVED})
+
+
+# --------------------------------------------------------------------------- small things
+
+
+def iso(unix_seconds: float) -> str:
+    """Unix seconds as ISO 8601 in UTC, to the microsecond."""
+    return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="microseconds")
+
+
+_REPR = re.compile(r"datetime\.datetime\(([\d, ]+)")
+
+
+def unix(text: Any) -> float | None:
+    """Unix seconds of an ISO time (naive: UTC), a number, or the original's `repr` of a datetime; None: unreadable."""
+    if isinstance(text, int | float):
+        return float(text)
+    if not isinstance(text, str):
+        return None
+    if found := _REPR.match(text):
+        parts = [int(p) for p in found[1].split(",") if p.strip()]
+        return datetime(*parts[:7], tzinfo=UTC).timestamp()  # type: ignore[arg-type,misc]
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON. A lone surrogate, which some models emit, becomes `?`: neither UTF-8 nor SQLite can hold it."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
+    except TypeError:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
+        return text.encode("utf-8", "replace").decode()
+
+
+def loads(text: str | bytes | None) -> Any:
+    """Parsed JSON; None where there is none or it is damaged."""
+    if not text:
+        return None
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+
+
+def names_in(annotation: Any) -> list[str]:
+    """Achievements of a reward's annotation, whichever of the spellings its writer used."""
+    if not isinstance(annotation, Mapping):
+        return []
+    keys = ("new_unique", "turned_true", "achievements", "final_achievements")
+    return list(dict.fromkeys(str(name) for key in keys for name in annotation.get(key) or ()))
+
+
+def split_thinking(content: str, thinking: str = "") -> tuple[str, str]:
+    """`<think>` blocks taken out of the content: (content, thinking). Text without tags is left exactly as it is."""
+    if "<think>" not in content:
+        return content, thinking
+    inner = [part.strip() for part in _THINK.findall(content)]
+    parts = ([thinking] if thinking else []) + [part for part in inner if part and part != thinking.strip()]
+    return _THINK.sub("", content), "\n".join(parts)
+
+
+# --------------------------------------------------------------------------- rollout -> records
+
+
+def session_metadata(rollout: Rollout) -> Json:
+    """`session_traces.metadata`: the original's keys, then what it lacks (model, outcome, tools, our own facts)."""
+    further = rollout.metadata
+    return {
+        "run_id": rollout.run_id,
+        "policy_name": rollout.policy,
+        "policy_id": None,
+        "env_name": rollout.environment,
+        "env_id": None,
+        "seed": rollout.seed,
+        "training_session_id": further.get("training_session_id"),
+        "synth_base_url": further.get("synth_base_url"),
+        "env_seed": rollout.seed,
+        "final_achievements": list(rollout.achievements),
+        "model": rollout.model,
+        "provider": rollout.provider,
+        "total_reward": rollout.total_reward,
+        "env_steps": rollout.env_steps,
+        "stop_reason": str(rollout.stop_reason),
+        "created_unix": rollout.created_at,
+        "tools": list(rollout.tools),
+        "further": further,
+        "writer": WRITER,
+    }
+
+
+def outcome_metadata(rollout: Rollout) -> Json:
+    """`outcome_rewards.reward_metadata`, achievements under both spellings that readers know."""
+    names = list(rollout.achievements)
+    return {
+        "env_id": None,
+        "policy_id": None,
+        "env_seed": rollout.seed,
+        "final_achievements": names,
+        "achievements": names,
+        "env_steps": rollout.env_steps,
+        "stop_reason": str(rollout.stop_reason),
+    }
+
+
+def annotation(turn: Turn) -> Json:
+    """`event_rewards.annotation` of an achievement delta, under all spellings that readers know."""
+    names = list(turn.unlocked)
+    if not names:
+        return {"achievements": names}
+    return {"achievements": names, "new_unique": names, "turned_true": names}
+
+
+def call_record(rollout: Rollout, turn: Turn) -> Json:
+    """The model call of one turn: the prompt exactly as sent, the answer exactly as it came."""
+    reply = turn.reply
+    policy = rollout.metadata.get("policy_config")
+    output: Json = {"role": "assistant", "parts": [{"type": "text", "text": reply.content}]}
+    if reply.thinking:
+        output["reasoning_content"] = reply.thinking
+    return {
+        "call_id": f"{rollout.run_id}:{turn.index}",
+        "api_type": "chat_completions",
+        "provider": rollout.provider,
+        "model_name": rollout.model,
+        "schema_version": "1.0",
+        "latency_ms": reply.latency_ms,
+        "request_params": {k: policy[k] for k in _REQUEST_KEYS if k in policy} if isinstance(policy, Mapping) else {},
+        "input_messages": [_input_message(m) for m in turn.messages],
+        "output_messages": [output],
+        "output_text": reply.content,
+        "output_tool_calls": [_tool_call_record(i, call) for i, call in enumerate(reply.tool_calls)],
+        "usage": {
+            "input_tokens": reply.prompt_tokens,
+            "output_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+        },
+        "finish_reason": reply.finish_reason,
+        "metadata": {"num_tools": len(rollout.tools), "writer": WRITER},
+    }
+
+
+def cais_metadata(rollout: Rollout, turn: Turn) -> Json:
+    """Metadata of a turn's model event."""
+    meta: Json = {"turn": turn.index, "run_id": rollout.run_id, "step_id": step_id(turn)}
+    if turn.parse_failure is not None:
+        meta["parse_failure"] = turn.parse_failure
+    return meta
+
+
+def environment_metadata(rollout: Rollout, turn: Turn) -> Json:
+    """Metadata of a turn's environment event: what was done and what came of it."""
+    meta = {
+        "turn": turn.index,
+        "run_id": rollout.run_id,
+        "step_id": step_id(turn),
+        "actions": list(turn.actions),
+        "unlocked": list(turn.unlocked),
+        "started_at": turn.started_at,
+    }
+    return {**meta, "info": turn.info} if turn.info else meta
+
+
+def step_id(turn: Turn) -> str:
+    """`session_timesteps.step_id`."""
+    return f"decision_{turn.index}"
+
+
+def ending(rollout: Rollout, turn: Turn) -> tuple[bool, bool]:
+    """(terminated, truncated) of a turn: one of them is true for the last one."""
+    last = turn is rollout.turns[-1]
+    died = rollout.stop_reason in _TERMINAL
+    return last and died, last and not died
+
+
+@dataclass(frozen=True, slots=True)
+class MessageRecord:
+    """One message of a turn as v3 keeps it: (type, JSON content, metadata, Unix seconds)."""
+
+    message_type: str
+    content: Any
+    metadata: Json
+    event_time: float
+
+
+def message_records(turn: Turn) -> list[MessageRecord]:
+    """System prompt, last user message and the assistant's actions. The whole prompt is in the call record."""
+    base: Json = {"turn": turn.index, "step_id": step_id(turn)}
+    records = []
+    for role, candidates in (("system", turn.messages), ("user", tuple(reversed(turn.messages)))):
+        message = next((m for m in candidates if m.get("role") == role), None)
+        if message is not None:
+            content = message.get("content")
+            text = plain_text(content)
+            shown = content if isinstance(content, str) else text
+            records.append(MessageRecord(role, {"role": role, "text": text, "content": shown}, base, turn.started_at))
+    answer: Json = {**base, "is_tool_call": True}
+    if turn.reply.thinking:
+        answer["reasoning_content"] = turn.reply.thinking
+    if turn.parse_failure is not None:
+        answer["parse_failure"] = turn.parse_failure
+    actions = [{"tool_name": "interact_many", "arguments": {"actions": list(turn.actions)}}]
+    records.append(MessageRecord("assistant", actions, answer, turn.ended_at))
+    return records
+
+
+def plain_text(content: Any) -> str:
+    """The text of a chat message's content; a picture becomes `[image]`."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        return ""
+    pieces = (p.get("text") if p.get("type") == "text" else "[image]" for p in content if isinstance(p, Mapping))
+    return "\n".join(str(p) for p in pieces if p)
+
+
+def _input_message(message: Mapping[str, Any]) -> Json:
+    content = message.get("content")
+    if isinstance(content, str) and message.keys() == {"role", "content"}:
+        return {"role": message["role"], "parts": [{"type": "text", "text": content}]}
+    parts: list[Json]
+    if isinstance(content, list | tuple):  # what a part cannot say (a picture's data) stands in metadata.message, once
+        parts = [
+            {"type": "text", "text": p.get("text")} if p.get("type") == "text" else {"type": "image"} for p in content
+        ]
+    else:
+        parts = [{"type": "text", "text": content}] if content else []
+    return {"role": message.get("role"), "parts": parts, "metadata": {"message": dict(message)}}
+
+
+def _tool_call_record(index: int, call: Mapping[str, Any]) -> Json:
+    function = call.get("function") or {}
+    record = {
+        "name": function.get("name"),
+        "arguments_json": function.get("arguments"),
+        "call_id": call.get("id"),
+        "index": index,
+    }
+    if _tool_call(record) != call:
+        record["metadata"] = {"call": dict(call)}
+    return record
+
+
+# --------------------------------------------------------------------------- records -> rollout
+
+
+def prompt_of(record: Mapping[str, Any]) -> list[Json]:
+    """The chat messages that the model saw, from a call record of ours or the original's."""
+    raw = ((record.get("request_params") or {}).get("raw_params") or {}).get("messages")
+    if isinstance(raw, list) and raw:
+        return raw
+    messages = []
+    for message in record.get("input_messages") or ():
+        exact = (message.get("metadata") or {}).get("message")
+        if exact is None:
+            text = "".join(p.get("text") or "" for p in message.get("parts") or () if p.get("type") == "text")
+            exact = {"role": message.get("role"), "content": text}
+        messages.append(exact)
+    return messages
+
+
+def tools_of(record: Mapping[str, Any]) -> list[Json]:
+    """Tools of a call record of the original's; ours keeps them once, in the session's metadata."""
+    tools = ((record.get("request_params") or {}).get("raw_params") or {}).get("tools")
+    return tools if isinstance(tools, list) else []
+
+
+def reply_of(record: Mapping[str, Any]) -> Reply:
+    """The model's answer, from a call record of ours or the original's.
+
+    The original puts the whole response JSON (cut at 2,000 characters) where the text was empty; then the text is
+    taken from it, and is empty when it was cut.
+    """
+    content = record.get("output_text") or ""
+    first: Json = next(iter(record.get("output_messages") or ()), {})
+    thinking = first.get("reasoning_content") or ""
+    finish = record.get("finish_reason")
+    if not is_ours(record):
+        if content.startswith('{"') and '"choices"' in content:
+            choice: Json = next(iter((loads(content) or {}).get("choices") or ()), {})
+            message = choice.get("message") or {}
+            content = plain_text(message.get("content"))
+            thinking = message.get("reasoning_content") or ""
+            finish = finish or choice.get("finish_reason")
+        content, thinking = split_thinking(content, thinking)
+    usage = record.get("usage") or {}
+    calls = tuple(_tool_call(call) for call in record.get("output_tool_calls") or ())
+    return Reply(
+        content=content,
+        thinking=thinking,
+        tool_calls=calls,
+        finish_reason=finish or ("tool_calls" if calls else "stop"),
+        prompt_tokens=int(usage.get("input_tokens") or 0),
+        completion_tokens=int(usage.get("output_tokens") or 0),
+        latency_ms=float(record.get("latency_ms") or 0.0),
+    )
+
+
+def is_ours(record: Mapping[str, Any]) -> bool:
+    """Whether this package wrote the call record or the session's metadata."""
+    return WRITER in (record.get("writer"), (record.get("metadata") or {}).get("writer"))
+
+
+def _tool_call(record: Mapping[str, Any]) -> Json:
+    exact = (record.get("metadata") or {}).get("call")
+    if exact is not None:
+        return dict(exact)
+    arguments = record.get("arguments_json")
+    if arguments is None:
+        arguments = dumps(record.get("arguments") or {})
+    return {
+        "id": record.get("call_id"),
+        "type": "function",
+        "function": {"name": record.get("name"), "arguments": arguments},
+    }
+
+
+@dataclass(slots=True)
+class StepRecord:
+    """What is known of one turn: its events as dicts with parsed JSON, however they came."""
+
+    index: int
+    started_at: float | None = None
+    cais: Json | None = None
+    environment: Json | None = None
+    assistant: Any = None
+    """Content of the assistant's message."""
+    unlocked: list[str] = field(default_factory=list)
+    """From the annotations of event_rewards."""
+
+
+def build_rollout(
+    session_id: str,
+    created_at: float,
+    metadata: Mapping[str, Any],
+    steps: Sequence[StepRecord],
+    *,
+    total_reward: float | None = None,
+    achievements: Iterable[str] = (),
+) -> Rollout:
+    """A Rollout from its records. Facts that the original does not keep are empty, 0 or None; nothing is made up."""
+    calls: list[Json] = []
+    turns = []
+    models: Counter[tuple[str, str]] = Counter()
+    for step in steps:
+        if step.cais is None:
+            continue
+        record: Json = next(iter(step.cais.get("call_records") or ()), {})
+        calls.append(record)
+        models[(step.cais.get("model_name") or "", step.cais.get("provider") or "")] += 1
+        turns.append(_build_turn(step, record))
+    model, provider = _dominant(models)
+    names = tuple(metadata.get("final_achievements") or achievements or ())
+    if total_reward is None:
+        total_reward = sum(turn.reward for turn in turns)
+    ours = is_ours(metadata)
+    return Rollout(
+        run_id=session_id,
+        environment=str(metadata.get("env_name") or ""),
+        seed=int(first_of(metadata, "seed", "env_seed", "eval_seed") or 0),
+        policy=str(metadata.get("policy_name") or ""),
+        model=str(metadata.get("model") or model),
+        provider=str(metadata.get("provider") or provider),
+        turns=tuple(turns),
+        achievements=tuple(str(n) for n in names),
+        total_reward=float(metadata["total_reward"]) if ours else float(total_reward),
+        env_steps=int(metadata["env_steps"]) if ours else sum(len(turn.actions) for turn in turns),
+        stop_reason=StopReason(metadata["stop_reason"]) if ours else _stop_reason(steps),
+        created_at=float(metadata["created_unix"]) if ours else created_at,
+        tools=tuple((metadata.get("tools") if ours else tools_of(calls[0]) if calls else ()) or ()),
+        metadata=dict(metadata.get("further") or {}) if ours else {},
+    )
+
+
+def first_of(mapping: Mapping[str, Any], *keys: str) -> Any:
+    """The first value that is not None."""
+    return next((mapping[k] for k in keys if mapping.get(k) is not None), None)
+
+
+def _dominant(models: Counter[tuple[str, str]]) -> tuple[str, str]:
+    return min(models, key=lambda name: (-models[name], name)) if models else ("", "")
+
+
+def _stop_reason(steps: Sequence[StepRecord]) -> StopReason:
+    last = steps[-1].environment if steps else None
+    return StopReason.DEATH if last and last.get("terminated") else StopReason.TURN_LIMIT
+
+
+def _build_turn(step: StepRecord, record: Json) -> Turn:
+    cais, environment = step.cais or {}, step.environment or {}
+    facts = environment.get("metadata") or {}
+    ended_at = first_of(environment, "event_time") or cais.get("event_time") or 0.0
+    started_at = first_of(facts, "started_at") or step.started_at or ended_at
+    actions = facts.get("actions")
+    if actions is None:
+        actions = _actions(step.assistant) or [a for call in reply_of(record).tool_calls for a in _call_actions(call)]
+    unlocked = facts.get("unlocked")
+    return Turn(
+        index=step.index,
+        messages=tuple(prompt_of(record)),
+        reply=reply_of(record),
+        actions=tuple(str(a) for a in actions),
+        parse_failure=(cais.get("metadata") or {}).get("parse_failure"),
+        reward=float(environment.get("reward") or 0.0),
+        unlocked=tuple(step.unlocked if unlocked is None else unlocked),
+        started_at=float(started_at),
+        ended_at=float(ended_at),
+        observation=str((environment.get("system_state_before") or {}).get("text") or ""),
+        next_observation=str((environment.get("system_state_after") or {}).get("text") or ""),
+        info=dict(facts.get("info") or {}),
+    )
+
+
+def _actions(assistant: Any) -> list[Any]:
+    calls = assistant if isinstance(assistant, list) else []
+    return [a for c in calls if isinstance(c, Mapping) for a in (c.get("arguments") or {}).get("actions") or ()]
+
+
+def _call_actions(call: Json) -> list[Any]:
+    arguments = loads(call["function"]["arguments"])
+    return list(arguments.get("actions") or ()) if isinstance(arguments, Mapping) else []

@@ -1,0 +1,151 @@
+"""The command line: quick to say what it can do, one line for what an operator can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crafter_pipeline.cli import main
+from crafter_pipeline.cli.app import INTERRUPTED
+from crafter_pipeline.processes import listen
+
+ROOT = Path(__file__).resolve().parents[2]
+CALL = "import sys; from crafter_pipeline.cli import main; sys.exit(main())"
+
+
+def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(
+        [sys.executable, "-c", CALL, *words], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+
+
+def test_help_imports_neither_prefect_nor_torch():
+    code = (
+        "import sys; from crafter_pipeline.cli import main; main(['--help']); "
+        "print([m for m in ('prefect', 'torch', 'fastapi', 'duckdb', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    for command in ("serve", "backend", "run", "up", "down", "doctor"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words, code, says",
+    [
+        (["run", "--profile", "smok"], 2, "did you mean 'smoke'?"),
+        (["run", "--profile", "smoke", "--set", "rl.iteration=3"], 2, "did you mean 'iterations'?"),
+        (["run", "--profile", "smoke", "--set", "collect.seeds.start=1000000"], 2, "held-out seed 1000000"),
+        (["run", "--profile", "smoke", "--set", "collect.seeds.start=-1"], 2, "greater than or equal to 0"),
+        (["run", "--profile", "smoke", "--set", "nonsense"], 2, "write key=value"),
+        (["run", "--config", "nowhere.toml"], 2, "no such config file"),
+        (["run", "--config", "a.toml", "--profile", "smoke"], 2, "not both"),
+        (["runn"], 2, 'Did you mean "run"'),
+        (["serve", "--port", "99999"], 2, "65535"),
+        (["serve", "no-such-game"], 2, "There is no environment"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys, words, code, says):
+    assert main(words) == code
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_an_occupied_port_is_one_line():
+    with listen("127.0.0.1", 0) as sock:
+        done = call("serve", "--port", str(sock.getsockname()[1]))
+    assert done.returncode == 2
+    assert "Stop what runs there" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_up_says_who_does_not_own_its_port(capsys, monkeypatch):
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        monkeypatch.setattr("crafter_pipeline.cli.server.httpx.get", _refuse)
+        assert main(["up", "--background"]) == 2
+    assert f"Port {port} is taken by something that is not Prefect" in capsys.readouterr().err
+
+
+def _refuse(*args, **kwargs):
+    import httpx
+
+    raise httpx.ReadTimeout("no answer")
+
+
+def test_a_runs_folder_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path / "file" / "runs"))
+    assert main(["run", "--profile", "smoke"]) == 4
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_interrupt_and_bug(monkeypatch, capsys):
+    def interrupted(**_):
+        raise KeyboardInterrupt
+
+    def broken(**_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("crafter_pipeline.cli.doctor.doctor", interrupted)
+    assert main(["doctor"]) == INTERRUPTED
+    monkeypatch.setattr("crafter_pipeline.cli.doctor.doctor", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["doctor"])
+
+
+def test_doctor_names_keys_never_their_values(capsys, monkeypatch):
+    monkeypatch.setenv("GROQ_API_KEY", "gsk-secret")
+    monkeypatch.setattr("crafter_pipeline.cli.doctor.prefect_server", list)
+    assert main(["doctor", "--json"]) in (0, 1)
+    out = capsys.readouterr().out
+    assert "GROQ_API_KEY" in out and "gsk-secret" not in out
+    assert {c["state"] for c in json.loads(out)} <= {"ok", "note", "broken"}
+
+
+def test_down_with_nothing_to_stop(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("crafter_pipeline.detached.project_root", lambda: tmp_path)
+    assert main(["down"]) == 0
+    assert "Nothing was running" in capsys.readouterr().out
+
+
+def test_a_detached_service_is_found_again_and_stopped(monkeypatch, tmp_path):
+    from crafter_pipeline import detached
+    from crafter_pipeline.config import TaskAppConfig
+    from tasks.task_app import start_task_app
+
+    monkeypatch.setattr(detached, "project_root", lambda: tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    config = TaskAppConfig(trace_dir=tmp_path / "traces")
+    url = start_task_app.fn(config, "crafter")
+    assert start_task_app.fn(config, "crafter") == url
+    (running,) = detached.detached()
+    assert running.alive
+    assert main(["down"]) == 0
+    assert not running.alive and detached.detached() == []
+
+
+@pytest.mark.slow
+def test_smoke_run(tmp_path):
+    done = call("run", "--profile", "smoke", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["status"] == "succeeded"

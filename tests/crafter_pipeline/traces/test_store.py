@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime
+
+import orjson
+import pytest
+
+from crafter_pipeline.contracts import Reply, StopReason
+from crafter_pipeline.errors import DataError
+from crafter_pipeline.traces.reader import list_sessions, read_rollouts
+from crafter_pipeline.traces.schema import OWN_TABLES, V3_TABLES
+from crafter_pipeline.traces.store import TraceStore, default_trace_path
+
+
+def rows(path, sql):
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()
+
+
+def test_a_rollout_is_stored_once(tmp_path, make_rollout):
+    with TraceStore(tmp_path / "t.db") as store:
+        assert store.add(make_rollout(), b"answer")
+        assert not store.add(make_rollout(), b"another answer")
+        assert store.answer("run-0") == b"answer"
+        assert store.answer("run-1") is None
+    assert rows(tmp_path / "t.db", "SELECT count(*) FROM session_timesteps") == [(2,)]
+
+
+def test_the_rows_of_a_rollout_are_those_of_v3(make_db, make_rollout):
+    path = make_db([make_rollout()])
+    count = {t: rows(path, f"SELECT count(*) FROM {t}")[0][0] for t in V3_TABLES}
+    assert count == dict.fromkeys(V3_TABLES, 0) | {
+        "session_traces": 1,
+        "session_timesteps": 2,
+        "events": 4,
+        "messages": 6,
+        "outcome_rewards": 1,
+        "event_rewards": 5,
+    }
+    assert rows(path, "SELECT step_id FROM session_timesteps") == [("decision_0",), ("decision_1",)]
+    kinds = Counter(kind for (kind,) in rows(path, "SELECT reward_type FROM event_rewards"))
+    assert kinds == {"sparse": 2, "achievement_delta": 2, "unique_achievement_delta": 1}
+    content = [orjson.loads(c) for (c,) in rows(path, "SELECT content FROM messages ORDER BY id LIMIT 3")]
+    assert content[1] == {"role": "user", "text": "tree east, step 0", "content": "tree east, step 0"}
+    assert content[2] == [{"tool_name": "interact_many", "arguments": {"actions": ["do"]}}]
+
+
+def test_old_readers_find_what_the_original_forgot(make_db, make_rollout):
+    path = make_db([make_rollout(total_reward=1.5)])
+    ((metadata, created_at),) = rows(path, "SELECT metadata, created_at FROM session_traces")
+    assert orjson.loads(metadata)["model"] == "crafter-expert"
+    assert datetime.fromisoformat(created_at).tzinfo is not None
+    ((total, outcome),) = rows(path, "SELECT total_reward, reward_metadata FROM outcome_rewards")
+    assert total == 1.5
+    assert orjson.loads(outcome)["achievements"] == orjson.loads(outcome)["final_achievements"] == ["collect_wood"]
+    ((note,),) = rows(path, "SELECT annotation FROM event_rewards WHERE reward_type = 'unique_achievement_delta'")
+    assert orjson.loads(note) == dict.fromkeys(("achievements", "new_unique", "turned_true"), ["collect_wood"])
+
+
+def test_the_schema_is_that_of_the_originals_database(make_db, sample_db):
+    def schema(path):
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as db:
+            names = db.execute("SELECT type, name, tbl_name FROM sqlite_master ORDER BY type, name").fetchall()
+            ours = [n for n in names if n[2] not in OWN_TABLES]
+            return ours, {
+                name: [
+                    db.execute(f"PRAGMA {pragma}({name})").fetchall()
+                    for pragma in (("table_xinfo", "foreign_key_list") if kind != "index" else ("index_xinfo",))
+                ]
+                for kind, name, _ in ours
+            }
+
+    (ours, our_columns), (theirs, their_columns) = schema(make_db([])), schema(sample_db)
+    assert ours == theirs
+    assert our_columns == their_columns
+
+
+def test_the_views_say_the_same_about_equal_rows(tmp_path, sample_db):
+    path = tmp_path / "t.db"
+    TraceStore(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ATTACH ? AS theirs", (f"{sample_db}",))
+        for table in V3_TABLES:
+            db.execute(f"INSERT INTO {table} SELECT * FROM theirs.{table}")
+        for view in ("model_usage_stats", "session_summary", "experiment_overview"):
+            assert (
+                db.execute(f"SELECT * FROM {view}").fetchall() == db.execute(f"SELECT * FROM theirs.{view}").fetchall()
+            )
+
+
+def test_a_rollout_comes_back_as_it_was(make_db, make_rollout, make_turn):
+    call = {"id": "c1", "type": "function", "function": {"name": "interact_many", "arguments": '{"actions":["do"]}'}}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    turns = (
+        make_turn(
+            0, reply=Reply("", thinking="x", tool_calls=(call, {**call, "extra": 1}), finish_reason="tool_calls")
+        ),
+        make_turn(1, reply=Reply("<think>a</think> dance"), actions=("noop",), parse_failure="no action in 'dance'"),
+        make_turn(2, messages=({"role": "user", "content": [{"type": "text", "text": "look"}, picture]},)),
+        make_turn(3, reward=0.25, unlocked=("wake_up",), info={"stepwise": {"indicator": 1}}),
+        make_turn(4, messages=(*make_turn().messages, {"role": "assistant", "content": None, "tool_calls": [call]})),
+    )
+    rollout = make_rollout(
+        turns=turns, stop_reason=StopReason.DEATH, total_reward=0.25, tools=({"type": "function"},), metadata={"a": [1]}
+    )
+    assert list(read_rollouts(make_db([rollout]))) == [rollout]
+
+
+def test_rollouts_are_read_in_the_order_asked_for(make_db, make_rollout):
+    path = make_db([make_rollout(f"run-{i}", seed=i) for i in range(3)])
+    assert [r.seed for r in read_rollouts(path, ["run-2", "run-0"])] == [2, 0]
+    with pytest.raises(DataError, match="run-9"):
+        list(read_rollouts(path, ["run-9"]))
+
+
+def test_a_rollout_without_turns_is_kept(make_db, make_rollout):
+    rollout = make_rollout(turns=(), achievements=(), total_reward=0.0, env_steps=0)
+    assert list(read_rollouts(make_db([rollout]))) == [rollout]
+
+
+def test_a_lone_surrogate_does_not_stop_the_store(make_db, make_rollout, make_turn):
+    path = make_db([make_rollout(turns=(make_turn(0, reply=Reply("do \ud800")),))])
+    assert next(read_rollouts(path)).turns[0].reply.content == "do ?"
+
+
+def test_the_original_s_rollouts_are_read(sample_db):
+    rollouts = list(read_rollouts(sample_db))
+    assert [(r.seed, len(r.turns), r.total_reward, r.env_steps) for r in rollouts] == [
+        (0, 20, 4.0, 160),
+        (3, 20, 4.0, 160),
+        (6, 10, 1.0, 50),
+    ]
+    assert rollouts[1].turns[0].reply.thinking == "I look around and then I act."
+    assert rollouts[0].turns[7].unlocked == ("wake_up",)
+    assert rollouts[0].turns[0].reply.content == ""  # its response JSON stood there
+    assert [s.achievements for s in list_sessions(sample_db)] == [r.achievements for r in rollouts]
+
+
+def test_many_threads_store_without_loss(tmp_path, make_rollout):
+    with TraceStore(tmp_path / "t.db") as store, ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(lambda i: store.add(make_rollout(f"run-{i % 40}", seed=i % 40)), range(80)))
+    assert sum(stored) == 40
+    assert [len(r.turns) for r in read_rollouts(tmp_path / "t.db")] == [2] * 40
+
+
+def test_two_stores_on_one_file_mix_nothing_up(tmp_path, make_rollout):
+    with TraceStore(tmp_path / "t.db") as a, TraceStore(tmp_path / "t.db") as b:
+        for i in range(10):
+            assert (a if i % 2 else b).add(make_rollout(f"run-{i}", seed=i))
+    assert sorted(r.seed for r in read_rollouts(tmp_path / "t.db")) == list(range(10))
+
+
+def test_a_rollout_that_cannot_be_stored_leaves_nothing(tmp_path, make_rollout, make_turn):
+    with TraceStore(tmp_path / "t.db") as store:
+        with pytest.raises(sqlite3.IntegrityError):
+            store.add(make_rollout(turns=(make_turn(0), make_turn(0))))
+        assert store.add(make_rollout())
+    assert rows(tmp_path / "t.db", "SELECT count(*) FROM events") == [(4,)]
+
+
+def test_failed_attempts_never_touch_the_v3_tables(tmp_path):
+    with TraceStore(tmp_path / "t.db") as store:
+        assert [store.add_attempt("run-0", "model timed out") for _ in range(2)] == [1, 2]
+    assert rows(tmp_path / "t.db", "SELECT run_id, attempt, error FROM rollout_attempts")[1][1:] == (
+        2,
+        "model timed out",
+    )
+    assert rows(tmp_path / "t.db", "SELECT count(*) FROM session_traces") == [(0,)]
+
+
+def test_the_original_s_database_is_continued(tmp_path, sample_db, make_rollout):
+    path = tmp_path / "t.db"
+    path.write_bytes(sample_db.read_bytes())
+    with TraceStore(path) as store:
+        assert store.add(make_rollout())
+    assert len(list_sessions(path)) == 4
+
+
+def test_a_closed_store_is_one_plain_file(tmp_path, make_db, make_rollout):
+    path = make_db([make_rollout()])
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "sentence"),
+    [
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_text("no database, but long enough"), "not a SQLite database"),
+        (lambda path: path.parent.joinpath("t.db").symlink_to("/proc/nowhere/t.db"), "cannot be"),
+    ],
+    ids=["folder", "text file", "not writable"],
+)
+def test_a_path_that_cannot_be_a_store_is_one_clear_line(tmp_path, prepare, sentence):
+    prepare(tmp_path / "t.db")
+    with pytest.raises(DataError, match=sentence) as caught:
+        TraceStore(tmp_path / "t.db")
+    assert str(tmp_path / "t.db") in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_newer_schema_is_refused(make_db):
+    path = make_db([])
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(DataError, match="newer crafter-pipeline"):
+        TraceStore(path)
+
+
+def test_default_names_are_unique(tmp_path):
+    names = set()
+    for _ in range(3):
+        path = default_trace_path(tmp_path)
+        path.touch()
+        names.add(path.name)
+    assert len(names) == 3 and all(n.startswith("task_app_traces_20") for n in names)
+
+
+def test_a_turn_is_compact(make_db, make_rollout, make_turn):
+    user = {"role": "user", "content": "o" * 250}
+    turns = tuple(
+        make_turn(i, messages=({"role": "system", "content": "s" * 50}, user), observation="o" * 200)
+        for i in range(100)
+    )
+    path = make_db([replace(make_rollout(f"run-{i}"), turns=turns) for i in range(5)])
+    assert os.path.getsize(path) / 500 < 4096

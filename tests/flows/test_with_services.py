@@ -1,0 +1,61 @@
+"""Collect and filter through the real services, as children of this process."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import httpx
+import pytest
+
+from crafter_pipeline import connections
+from crafter_pipeline.config import CollectConfig, FilterConfig, PipelineConfig, SeedRange
+from crafter_pipeline.errors import ServiceError
+from crafter_pipeline.runs import Run
+from crafter_pipeline.services import services
+from flows.collect_rollouts import collect_rollouts
+from flows.filter_dataset import filter_dataset
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+COLLECT = CollectConfig(seeds=SeedRange(start=0, count=4), max_env_steps=12)
+
+
+def test_collect_twice_plays_once_and_keys_stay_secret(tmp_path, monkeypatch):
+    minted = []
+    monkeypatch.setattr(
+        secrets, "token_urlsafe", lambda n=0: minted.append(f"minted-secret-{len(minted)}") or minted[-1]
+    )
+    run = Run.find(tmp_path, PipelineConfig(name="real"))
+    with run.locked(), services(run) as at:
+        assert httpx.get(f"{at.task_app_url}/health").status_code in (400, 401), "the child asks for a key"
+        where = {"task_app_url": at.task_app_url, "inference_url": at.inference_url}
+        first, again = collect_rollouts(COLLECT, **where), collect_rollouts(COLLECT, **where)
+        assert first == again and first.episodes == 4 and first.env_steps > 0
+        manifest = filter_dataset(FilterConfig(model="crafter-expert"), run.traces, run.dataset)
+        assert manifest.rollouts_read == 4, "the second time the ledger answered"
+        port = at.task_app_url.rsplit(":", 1)[1]
+    assert len(minted) == 2
+    for path in run.folder.rglob("*"):
+        if path.is_file():
+            assert b"minted-secret" not in path.read_bytes(), path
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{at.task_app_url}/livez")
+    with run.locked(), services(run) as at:
+        assert at.task_app_url.endswith(f":{port}"), "a resumed RL job knows the task app by its port"
+
+
+def test_a_dead_task_app_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr("crafter_pipeline.clients.http.FIRST_WAIT_SECONDS", 0.01)
+    with pytest.raises(ServiceError, match="crafter-pipeline serve"):
+        collect_rollouts(COLLECT, "http://127.0.0.1:9", "http://127.0.0.1:9/v1")
+
+
+def test_a_service_that_cannot_start_says_so(tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    config = PipelineConfig.model_validate({"task_app": {"trace_dir": str(file / "traces")}})
+    run = Run.find(tmp_path, config)
+    with run.locked(), pytest.raises(ServiceError, match="task app") as e, services(run):
+        pass
+    assert str(Path("logs") / "task_app.log") in str(e.value)
+    assert connections.project_root().name

@@ -1,0 +1,105 @@
+"""Stand-ins for the clients of task app and training backend, with a count of what they were asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crafter_pipeline import connections
+from crafter_pipeline.clients.backend import Job, JobEvent, JobMetric
+from crafter_pipeline.contracts import RolloutMetrics, RolloutRequest, RolloutResponse
+from crafter_pipeline.errors import BackendError, TaskAppError
+
+STRENGTH = {"crafter-random": 0, "crafter-expert": 4}
+UNLOCKS = ("collect_wood", "place_table", "eat_cow", "collect_sapling", "wake_up")
+
+
+class Flaky:
+    """Counts calls by name; `fail[name] = n` lets the next n calls of that name fail."""
+
+    error: type[Exception] = TaskAppError
+
+    def __init__(self) -> None:
+        self.calls: Counter[str] = Counter()
+        self.fail: Counter[str] = Counter()
+
+    def _call(self, name: str) -> None:
+        self.calls[name] += 1
+        if self.fail[name] > 0:
+            self.fail[name] -= 1
+            raise self.error(f"{name} failed for the test")
+
+
+class FakeTaskApp(Flaky):
+    """Answers each rollout at once; a seed in `broken` always fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[RolloutRequest] = []
+        self.broken: set[int] = set()
+
+    def health(self) -> dict[str, Any]:
+        self._call("health")
+        return {"healthy": True}
+
+    def rollout(self, request: RolloutRequest) -> RolloutResponse:
+        self._call("rollout")
+        self.requests.append(request)
+        seed = request.env.seed or 0
+        if seed in self.broken:
+            raise TaskAppError(f"seed {seed} is broken for the test")
+        n = STRENGTH.get(request.policy.config["model"], 2) + (seed % 2)
+        details = {"achievements": list(UNLOCKS[:n]), "env_steps": 10, "stop_reason": "env_limit"}
+        metrics = RolloutMetrics(episode_returns=[float(n)], mean_return=float(n), num_steps=10, details=details)
+        return RolloutResponse(run_id=request.run_id, trajectories=[], metrics=metrics)
+
+
+class FakeBackend(Flaky):
+    """Every job succeeds at once."""
+
+    error = BackendError
+
+    def upload(self, path: Path) -> str:
+        self._call("upload")
+        return f"file-{self.calls['upload']}"
+
+    def create_sft(self, config: Any, file_id: str, *, idempotency_key: str) -> str:
+        self._call("create_sft")
+        return f"job_{idempotency_key}"
+
+    def create_rl(self, config: Any, *, idempotency_key: str, **rest: Any) -> str:
+        self._call("create_rl")
+        return f"job_{idempotency_key}"
+
+    def start(self, job_id: str) -> None:
+        self._call("start")
+
+    def job(self, job_id: str) -> Job:
+        return Job(job_id, "running", None, None)
+
+    def wait(self, job_id: str, on_event: Callable[[JobEvent], None], poll_seconds: float) -> Job:
+        self._call("wait")
+        on_event(JobEvent(1, "job.note", "warning", f"a warning of {job_id}", {}))
+        return Job(job_id, "succeeded", f"fft:crafter-tiny:{job_id}", None)
+
+    def metrics(self, job_id: str, after_step: int | None = None, limit: int = 0) -> list[JobMetric]:
+        return [m for m in (JobMetric("train.loss", s, 1 / s) for s in (1, 2)) if m.step > (after_step or 0)]
+
+    def models(self, kind: str | None = None) -> list[dict[str, Any]]:
+        self._call("models")
+        return [{"id": "rl:crafter-tiny:job_2", "kind": "rl"}, {"id": "fft:crafter-tiny:job_1", "kind": "sft"}]
+
+
+@contextmanager
+def standins() -> Iterator[tuple[FakeTaskApp, FakeBackend]]:
+    """Put both in place of the real clients, whatever the address."""
+    task_app, backend = FakeTaskApp(), FakeBackend()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(connections, "task_app", lambda url: task_app)
+        patch.setattr(connections, "backend", lambda url: backend)
+        yield task_app, backend

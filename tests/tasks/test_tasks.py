@@ -1,0 +1,191 @@
+"""Each stage's task fails once and is tried again; what cannot pass is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tasks.artifacts
+import tasks.dataset
+import tasks.scoring
+import tasks.task_app
+from crafter_pipeline.config import (
+    EvaluateConfig,
+    FilterConfig,
+    PolicyConfig,
+    RlConfig,
+    SeedRange,
+    SftConfig,
+    TaskAppConfig,
+)
+from crafter_pipeline.contracts import EpisodeResult
+from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, shards
+from crafter_pipeline.errors import DataError, ServiceError
+from crafter_pipeline.training import RlJob, SftJob
+from tasks.artifacts import publish_evaluation_artifact
+from tasks.dataset import filter_traces, hash_dataset
+from tasks.episodes import play_all, play_episodes
+from tasks.scoring import score
+from tasks.task_app import check_task_app, start_task_app
+from tasks.training import await_job, resolve_model, submit_job, upload_dataset
+from tests.standins.orchestration import FakeBackend, FakeTaskApp, standins
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+URL = "http://127.0.0.1:9"
+SFT = SftJob(config=SftConfig(), file_id="file-1", dataset_sha256="00")
+RL = RlJob(config=RlConfig(), source="m", environment="crafter", policy=PolicyConfig(), task_app_url=URL)
+SPEC = EpisodeSpec.to_evaluate(EvaluateConfig(max_env_steps=10), "crafter-expert", URL, URL)
+
+
+@pytest.fixture
+def services() -> Iterator[tuple[FakeTaskApp, FakeBackend]]:
+    with standins() as both:
+        yield both
+
+
+class FailsOnce:
+    """Stands for a function: raises at the first call."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer, self.calls = answer, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.calls += 1
+        if self.calls == 1:
+            raise OSError("the first call fails for the test")
+        return self.answer
+
+
+def test_an_episode_that_fails_once_is_played_again(services):
+    task_app, _ = services
+    task_app.fail["rollout"] = 1
+    assert [r.seed for r in play_episodes([7], SPEC)] == [7]
+    assert task_app.calls["rollout"] == 2
+
+
+def test_the_health_check_asks_again(services):
+    task_app, _ = services
+    task_app.fail["health"] = 1
+    assert check_task_app(URL)["healthy"]
+
+
+def test_starting_a_task_app_is_tried_again(monkeypatch):
+    start = FailsOnce(type("Started", (), {"url": URL})())
+    monkeypatch.setattr(tasks.task_app, "start_detached", start)
+    monkeypatch.setattr(tasks.task_app, "detached", lambda: [])
+    assert start_task_app(TaskAppConfig(), "crafter") == URL
+    assert start.calls == 2
+
+
+def test_filtering_is_tried_again(monkeypatch, tmp_path):
+    (tmp_path / "a.db").touch()
+    build = FailsOnce("manifest")
+    monkeypatch.setattr(tasks.dataset, "build_dataset", build)
+    assert filter_traces(FilterConfig(), tmp_path, tmp_path / "out.jsonl") == "manifest"
+    assert build.calls == 2
+
+
+def test_filtering_without_traces_is_not_tried_again(tmp_path):
+    with pytest.raises(DataError, match="Collect rollouts first"):
+        filter_traces(FilterConfig(), tmp_path, tmp_path / "out.jsonl")
+
+
+@pytest.mark.parametrize("job, call", [(SFT, "create_sft"), (SFT, "start"), (RL, "create_rl")])
+def test_submitting_a_job_is_tried_again(services, job, call):
+    _, backend = services
+    backend.fail[call] = 1
+    assert submit_job(job, URL) == f"job_{job.key}"
+
+
+def test_an_upload_is_tried_again(services):
+    _, backend = services
+    backend.fail["upload"] = 1
+    assert upload_dataset(Path("x.jsonl"), URL) == "file-2"
+
+
+def test_waiting_for_a_job_goes_on_after_a_failure(services):
+    _, backend = services
+    backend.fail["wait"] = 1
+    model = await_job("job_1", SFT, URL)
+    assert model.id == "fft:crafter-tiny:job_1"
+    assert model.curves == {"train.loss": [(1, 1.0), (2, 0.5)]}
+    assert model.warnings == ["a warning of job_1"]
+
+
+def test_resolving_the_newest_model_is_tried_again(services):
+    _, backend = services
+    backend.fail["models"] = 1
+    assert resolve_model("latest:rl", URL) == "rl:crafter-tiny:job_2"
+    assert resolve_model("crafter-expert", URL) == "crafter-expert"
+
+
+def test_scoring_and_publishing_are_tried_again(monkeypatch):
+    result = EpisodeResult("r", 1_000_000, ("collect_wood",), 1.0, 10, 10, "env_limit")
+    evaluation = score.fn("sft", "m", [result], EvaluateConfig(bootstrap=100))
+    again = FailsOnce(evaluation)
+    monkeypatch.setattr(tasks.scoring, "evaluate", again)
+    assert score("sft", "m", [result], EvaluateConfig(bootstrap=100)) == evaluation
+    artifact = FailsOnce(None)
+    monkeypatch.setattr(tasks.artifacts, "create_markdown_artifact", artifact)
+    publish_evaluation_artifact(evaluation)
+    assert (again.calls, artifact.calls) == (2, 2)
+
+
+def test_a_missing_dataset_is_said_at_once(tmp_path):
+    with pytest.raises(DataError, match="Build a dataset first"):
+        hash_dataset.fn(tmp_path / "none.jsonl")
+
+
+# --------------------------------------------------------------------------- many seeds
+
+
+@pytest.fixture
+def without_retries(monkeypatch):
+    monkeypatch.setattr("tasks.episodes.play_episodes", play_episodes.with_options(retries=0))
+
+
+def test_a_broken_seed_does_not_stop_its_siblings(services, without_retries):
+    services[0].broken = {3}
+    results, failed = play_all(range(40), SPEC, concurrency=8, shard_size=None)
+    assert len(results) == 39
+    assert list(failed) == [3]
+
+
+def test_a_shard_keeps_what_it_played(services, without_retries):
+    services[0].broken = {3}
+    results, failed = play_all(range(40), SPEC, concurrency=4, shard_size=20)
+    assert (len(results), list(failed)) == (39, [3])
+
+
+def test_many_broken_seeds_fail_the_stage_by_name(services, without_retries):
+    services[0].broken = {1, 2, 3}
+    with pytest.raises(ServiceError, match="Seed 1 and 2 more") as e:
+        play_all(range(10), SPEC, concurrency=8, shard_size=None)
+    assert isinstance(e.value, EpisodesFailed) and len(e.value.done) == 7
+
+
+@pytest.mark.parametrize(
+    "seeds, size, tasks_, largest", [(6, None, 6, 1), (500, None, 500, 1), (501, None, 251, 2), (10, 4, 3, 4)]
+)
+def test_seeds_are_shared_out(seeds, size, tasks_, largest):
+    parts = shards(range(seeds), size)
+    assert [s for part in parts for s in part] == list(range(seeds))
+    assert (len(parts), max(map(len, parts))) == (tasks_, largest)
+
+
+def test_an_episodes_name_says_what_decides_it():
+    spec, elsewhere = (EpisodeSpec.to_evaluate(EvaluateConfig(), "m", url, url) for url in ("http://a", "http://b"))
+    other = EpisodeSpec.to_evaluate(EvaluateConfig(max_env_steps=7), "m", "http://a", "http://a")
+    wider = EpisodeSpec.to_evaluate(EvaluateConfig(seeds=SeedRange(start=1_000_000, count=9)), "m", URL, URL)
+    assert spec.run_id(5) == elsewhere.run_id(5) == wider.run_id(5)
+    assert len({spec.run_id(5), spec.run_id(6), other.run_id(5)}) == 3
+
+
+def test_a_jobs_key_is_its_content():
+    assert SFT.key == SFT.model_copy(update={"file_id": "file-2"}).key
+    assert SFT.key != SFT.model_copy(update={"dataset_sha256": "01"}).key
+    assert RL.key != RL.model_copy(update={"task_app_url": "http://other"}).key
