@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -20,9 +19,6 @@ from dataclasses import dataclass, field
 import torch
 from transformers import DynamicCache
 from transformers.modeling_utils import PreTrainedModel
-
-PATIENCE_S = 0.03
-"""Longest wait of a newcomer for company, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,6 @@ class Engine:
         self._queue: queue.SimpleQueue[_Row | None] = queue.SimpleQueue()
         self._weights = threading.Lock()
         self._closed = False
-        self._waiting_since: float | None = None
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
 
@@ -118,7 +113,7 @@ class Engine:
     def _serve(self) -> None:
         batch: _Batch | None = None
         while not self._closed:
-            joining = self._take(len(batch.rows) if batch else 0)
+            joining = self._take(wait=batch is None, room=self._max_batch - (len(batch.rows) if batch else 0))
             if not joining and batch is None:
                 continue
             try:
@@ -135,19 +130,7 @@ class Engine:
                         row.future.set_exception(e)
                 batch = None
 
-    def _take(self, running: int) -> list[_Row]:
-        """Requests to prefill now.
-
-        A prefill costs a forward whatever its size, so newcomers wait until they are as many as half the rows
-        running, or for PATIENCE_S: measured with 32 clients, that halves the CPU of an answer.
-        """
-        wait, room = running == 0, self._max_batch - running
-        waiting, now = self._queue.qsize(), time.monotonic()
-        if running and waiting:
-            self._waiting_since = self._waiting_since or now
-            if 2 * waiting < running and now - self._waiting_since < PATIENCE_S:
-                return []
-        self._waiting_since = None
+    def _take(self, *, wait: bool, room: int) -> list[_Row]:
         rows: list[_Row] = []
         while len(rows) < room:
             try:

@@ -115,7 +115,9 @@ class TurnGRPOTrainer(GRPOTrainer):
             )
         self._record(groups, rows)
         if self._config.max_samples is not None:  # the rows that move the policy most; order stays as played
-            strongest = set(np.argsort([-abs(row.advantage) for row in rows], kind="stable")[: self._config.max_samples])
+            strongest = set(
+                np.argsort([-abs(row.advantage) for row in rows], kind="stable")[: self._config.max_samples]
+            )
             rows = [row for i, row in enumerate(rows) if i in strongest]
         return pack(rows, self._pad_id, self._config.minibatches)
 
