@@ -9,15 +9,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crafter_pipeline.connections import project_root
-from crafter_pipeline.errors import ServiceError
-from crafter_pipeline.processes import PARENT_VARIABLE, listen, tail_of, url_of
+from crafter_pipeline.processes import Service
 from crafter_pipeline.runs import write_whole
 
 
@@ -44,46 +42,34 @@ def state_dir() -> Path:
 
 def start_detached(
     name: str,
-    command: Sequence[str],
+    module: str,
+    arguments: Sequence[str] = (),
     *,
     host: str | None = None,
     port: int = 0,
-    ready: Callable[[str], bool],
     environment: Mapping[str, str] | None = None,
+    ready: Callable[[], bool] | None = None,
     timeout_s: float = 90.0,
 ) -> Detached:
-    """Start `python -m <command>` in a session of its own and wait until `ready(url)`.
+    """Start `python -m <module>` in a session of its own and wait until it answers, or until `ready()`.
 
     Args:
         host: Listen here and hand the socket over as `--fd N`; None: the process has no socket.
     """
     log = state_dir() / f"{name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    sock = listen(host, port) if host is not None else None
-    variables = {k: v for k, v in os.environ.items() if k != PARENT_VARIABLE} | dict(environment or {})
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, *(["--fd", str(sock.fileno())] if sock else [])],
-            pass_fds=(sock.fileno(),) if sock else (),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=variables,
-            start_new_session=True,
-        )
-    url = url_of(sock) if sock else ""
-    if sock is not None:
-        sock.close()
-    made = Detached(name, process.pid, start_of(process.pid) or "", url, str(log))
-    write_whole(state_dir() / f"{name}.json", json.dumps(asdict(made)))
-    deadline = time.monotonic() + timeout_s
-    while not ready(url):
-        gone = process.poll() is not None
-        if gone or time.monotonic() > deadline:
-            stop_detached(made)
-            why = f"ended with exit code {process.returncode}" if gone else f"was not ready in {timeout_s:.0f} s"
-            raise ServiceError(f"The {name} {why}. Log: {log}\n{tail_of(log)}")
-        time.sleep(0.1)
+    service = Service(
+        name, module, arguments, log=log, host=host, port=port, environment=environment, detached=True
+    )
+    service.start()
+    assert service.process is not None
+    pid = service.process.pid
+    made = Detached(name, pid, start_of(pid) or "", service.url, str(log))
+    try:
+        write_whole(state_dir() / f"{name}.json", json.dumps(asdict(made)))
+        service.wait_ready(timeout_s, ready=ready)
+    except BaseException:
+        stop_detached(made)
+        raise
     return made
 
 

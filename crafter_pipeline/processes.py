@@ -1,7 +1,7 @@
-"""Child processes that never outlive their parent, by portable means.
+"""Child processes that never outlive their parent unless that is asked for, by portable means.
 
-A child is told its parent's pid and leaves when that pid is no longer its parent (`exit_with_parent`); on Linux the
-kernel does it too (PDEATHSIG would be tied to the forking thread, so we rely on the watchdog alone).
+A child is told its parent's pid and leaves when that pid is no longer its parent (`exit_with_parent`). We do not ask
+Linux for it (PDEATHSIG): that signal comes when the thread that forked ends, not the process.
 Ports are bound here and handed over as an open socket: no race for a free port, and connections queue while the
 child starts.
 """
@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,15 +67,16 @@ def exit_with_parent(poll_seconds: float = 1.0) -> None:
 
 
 class Service:
-    """A service of ours as a child process: started on entry, stopped on every way out.
+    """A process of ours as a child: started on entry, stopped on every way out.
 
     Args:
         name: For messages, e.g. "task app".
-        module: Run as `python -m <module>`, with `--fd N` appended.
+        module: Run as `python -m <module>`, with `--fd N` appended if it listens.
         arguments: Further command line arguments.
         log: File that takes the child's stdout and stderr.
-        host, port: Where to listen; port 0 takes a free one.
+        host, port: Where to listen; port 0 takes a free one, host None opens no socket.
         environment: Variables on top of ours (secrets travel here, never on the command line).
+        detached: It is to outlive us, so it is told of no parent. Who calls `start` cares for its end.
     """
 
     def __init__(
@@ -84,12 +86,14 @@ class Service:
         arguments: Sequence[str],
         *,
         log: Path,
-        host: str = "127.0.0.1",
+        host: str | None = "127.0.0.1",
         port: int = 0,
         environment: Mapping[str, str] | None = None,
+        detached: bool = False,
     ) -> None:
         self.name, self.module, self.arguments, self.log = name, module, list(arguments), log
         self.host, self.port, self.environment = host, port, dict(environment or {})
+        self.detached = detached
         self.url = ""
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -105,27 +109,40 @@ class Service:
     def start(self) -> None:
         """Start without waiting; connections queue until the child accepts them."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with listen(self.host, self.port) as sock, self.log.open("ab") as log:
-            self.url = url_of(sock)
+        variables = {k: v for k, v in os.environ.items() if k != PARENT_VARIABLE} | self.environment
+        if not self.detached:
+            variables[PARENT_VARIABLE] = str(os.getpid())
+        with ExitStack() as stack:
+            descriptors: list[int] = []
+            if self.host is not None:
+                sock = stack.enter_context(listen(self.host, self.port))
+                self.url, descriptors = url_of(sock), [sock.fileno()]
+            log = stack.enter_context(self.log.open("ab"))
+            handed = [word for fd in descriptors for word in ("--fd", str(fd))]
             self.process = subprocess.Popen(
-                [sys.executable, "-m", self.module, *self.arguments, "--fd", str(sock.fileno())],
-                pass_fds=(sock.fileno(),),
+                [sys.executable, "-m", self.module, *self.arguments, *handed],
+                pass_fds=descriptors,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **self.environment, PARENT_VARIABLE: str(os.getpid())},
+                env=variables,
                 start_new_session=True,
             )
 
-    def wait_ready(self, timeout_s: float = 60.0, path: str = "/livez") -> None:
-        """Block until `path` answers 200. ServiceError with the log's tail when the child dies or stays silent."""
-        wait_until(
-            lambda: self._answers(path), timeout_s, lambda: self._last_words(f"gave no answer in {timeout_s:.0f} s")
-        )
+    def wait_ready(
+        self, timeout_s: float = 60.0, path: str = "/livez", ready: Callable[[], bool] | None = None
+    ) -> None:
+        """Block until `path` answers 200, or `ready` says so. ServiceError with the log's tail when the child dies or
+        stays silent."""
+
+        def ready_or_dead() -> bool:
+            if self.process is not None and self.process.poll() is not None:
+                raise ServiceError(self._last_words(f"ended with exit code {self.process.returncode} at its start"))
+            return ready() if ready is not None else self._answers(path)
+
+        wait_until(ready_or_dead, timeout_s, lambda: self._last_words(f"gave no answer in {timeout_s:.0f} s"))
 
     def _answers(self, path: str) -> bool:
-        if self.process is not None and self.process.poll() is not None:
-            raise ServiceError(self._last_words(f"ended with exit code {self.process.returncode} at its start"))
         try:
             return httpx.get(self.url + path, timeout=5.0).status_code == 200
         except httpx.HTTPError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -26,8 +26,8 @@ class Progress(Protocol):
     def advance(self, count: int = 1) -> None:
         """So many more units are done."""
 
-    def metric(self, name: str, step: int, value: float) -> None:
-        """A training job reported a number."""
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """A training job reported the numbers of a step, all at once."""
 
     def note(self, text: str) -> None:
         """A line worth reading."""
@@ -55,8 +55,8 @@ class LogProgress:
         if total and done * 10 // total > before * 10 // total:
             log.info("%d of %d %s", done, total, unit)
 
-    def metric(self, name: str, step: int, value: float) -> None:
-        log.debug("%s = %.4g (step %d)", name, value, step)
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        log.debug("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
 
     def note(self, text: str) -> None:
         log.info("%s", text)

@@ -77,13 +77,3 @@ def render_chat(
     if enable_thinking is not None:
         variables["enable_thinking"] = enable_thinking
     return _compiled(template or chat_template()).render(**variables)
-
-
-def split_thinking(text: str) -> tuple[str, str]:
-    """(thinking, answer) of sampled text; an unclosed `<think>` is all thinking."""
-    before, opened, rest = text.partition("<think>")
-    if not opened:
-        thought, closed, answer = text.partition("</think>")
-        return (thought.strip(), answer.strip()) if closed else ("", text.strip())
-    thought, _, answer = rest.partition("</think>")
-    return thought.strip(), (before + answer).strip()

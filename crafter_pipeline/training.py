@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from crafter_pipeline.clients.backend import BackendClient, JobEvent, JobMetric
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, digest_of
-from crafter_pipeline.errors import JobFailed, ServiceError
+from crafter_pipeline.errors import JobFailed
 from crafter_pipeline.progress import progress
 
 METRICS_PER_PAGE = 1000
@@ -98,15 +96,23 @@ def follow(client: BackendClient, job_id: str, poll_seconds: float = 0.5) -> tup
     Raises JobFailed. Safe to call again for the same job.
     """
     warnings: list[str] = []
+    done = 0
 
     def hear(event: JobEvent) -> None:
         if event.level in ("warning", "error"):
             progress().note(f"{event.level}: {event.message}")
         if event.level == "warning":
             warnings.append(event.message)
+        if event.type.endswith(".training.started") and event.data.get("steps"):
+            progress().expect(int(event.data["steps"]), "steps")
 
-    with _metrics_heard(client, job_id):
-        job = client.wait(job_id, hear, poll_seconds)
+    def measure(step: int, values: dict[str, float]) -> None:
+        nonlocal done
+        progress().metrics(step, values)
+        progress().advance(step - done)
+        done = step
+
+    job = client.wait(job_id, hear, measure, poll_seconds)
     if job.model_id is None:
         raise JobFailed(f"Job {job_id} {job.status}, but names no model.")
     return job.model_id, warnings
@@ -118,30 +124,6 @@ def curves(client: BackendClient, job_id: str) -> dict[str, list[tuple[int, floa
     for point in _metrics_after(client, job_id, None):
         found.setdefault(point.name, []).append((point.step, point.value))
     return {name: _thinned(points) for name, points in found.items()}
-
-
-@contextmanager
-def _metrics_heard(client: BackendClient, job_id: str, poll_seconds: float = 1.0) -> Iterator[None]:
-    """Hand new metrics to the progress while the block runs."""
-    over = threading.Event()
-
-    def listen() -> None:
-        step: int | None = None
-        while not over.wait(poll_seconds):
-            try:
-                for point in _metrics_after(client, job_id, step):
-                    step = max(step or 0, point.step)
-                    progress().metric(point.name, point.step, point.value)
-            except ServiceError:  # the block's own calls report it
-                continue
-
-    thread = threading.Thread(target=listen, name=f"metrics-{job_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(5.0)
 
 
 def _metrics_after(client: BackendClient, job_id: str, step: int | None) -> Iterator[JobMetric]:

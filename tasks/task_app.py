@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import httpx
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
@@ -31,17 +30,5 @@ def start_task_app(config: TaskAppConfig, environment: str) -> str:
 
 
 def _start(name: str, config: TaskAppConfig, environment: str) -> Detached:
-    return start_detached(
-        name,
-        ["task_app", *task_app_arguments(environment, config.trace_dir or Path("traces/v3"))],
-        host="127.0.0.1",
-        port=config.port,
-        ready=_answers,
-    )
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/livez", timeout=5.0).status_code == 200
-    except httpx.HTTPError:
-        return False
+    arguments = task_app_arguments(environment, config.trace_dir or Path("traces/v3"))
+    return start_detached(name, "task_app", arguments, host="127.0.0.1", port=config.port)

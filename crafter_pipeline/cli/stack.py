@@ -50,9 +50,9 @@ def up(*, background: bool) -> int:
     _ready_file().unlink(missing_ok=True)
     made = start_detached(
         STACK,
-        ["crafter_pipeline.cli.stack"],
-        ready=lambda _: _ready_file().exists(),
+        "crafter_pipeline.cli.stack",
         environment={"PYTHONPATH": python_path()},
+        ready=lambda: _ready_file().exists(),
         timeout_s=START_SECONDS,
     )
     print(_ready_file().read_text().rstrip())

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -238,21 +239,35 @@ class BackendClient:
         )
         return [JobMetric(str(p["name"]), int(p["step"]), float(p["value"])) for p in answer.get("points") or []]
 
-    def wait(self, job_id: str, on_event: Callable[[JobEvent], None] | None = None, poll_seconds: float = 1.0) -> Job:
-        """Block until the job has a model; every event is handed to `on_event` once.
+    def wait(
+        self,
+        job_id: str,
+        on_event: Callable[[JobEvent], None] | None = None,
+        on_metrics: Callable[[int, dict[str, float]], None] | None = None,
+        poll_seconds: float = 1.0,
+    ) -> Job:
+        """Block until the job has a model.
+
+        Args:
+            on_event: Gets every event once, in order.
+            on_metrics: Gets each training step's numbers, `(step, {name: value})`, in order. A backend stores those of
+                a step at once, so they are whole.
 
         Raises:
             JobFailed: it failed or was cancelled; the message carries the worker's last words.
         """
-        seq, last_error = 0, ""
+        seq, step, last_error = 0, 0, ""
         while True:
-            job = self.job(job_id)  # before the events, so that the last of them are read once it is final
+            job = self.job(job_id)  # before the rest, so that the last of it is read once the job is final
             while page := self.events(job_id, seq):
                 for event in page:
                     seq = max(seq, event.seq)
                     last_error = event.message if event.level == "error" else last_error
                     if on_event is not None:
                         on_event(event)
+            while on_metrics is not None and (points := self.metrics(job_id, after_step=step)):
+                for step, of_step in groupby(points, key=lambda point: point.step):
+                    on_metrics(step, {point.name: point.value for point in of_step})
             if job.final:
                 if job.succeeded:
                     return job

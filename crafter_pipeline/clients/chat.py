@@ -26,6 +26,7 @@ from httpx_aiohttp import AiohttpTransport
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.errors import ModelError
 from crafter_pipeline.settings import Settings, load_settings
+from crafter_pipeline.thinking import split_thinking
 
 CONNECTIONS = 512
 TRIES = 5
@@ -282,9 +283,7 @@ def _read(content: bytes, latency_ms: float, url: str) -> Reply:
     if not isinstance(text, str):  # null beside tool calls; some servers send parts
         text = "".join(str(p.get("text", "")) for p in text if isinstance(p, dict)) if isinstance(text, list) else ""
     thinking = thinking if isinstance(thinking, str) else str(thinking)
-    if "think>" in text:
-        text, thought = split_thinking(text)
-        thinking = thinking or thought
+    text, thinking = split_thinking(text, thinking)
     return Reply(
         content=text,
         thinking=thinking,
@@ -294,15 +293,3 @@ def _read(content: bytes, latency_ms: float, url: str) -> Reply:
         completion_tokens=usage.get("completion_tokens") or 0,
         latency_ms=latency_ms,
     )
-
-
-def split_thinking(content: str) -> tuple[str, str]:
-    """(answer, thinking) of a content with `<think>…</think>`.
-
-    A missing `<think>` (the template wrote it) and a missing `</think>` (the tokens ran out) are understood.
-    """
-    before, closed, after = content.partition("</think>")
-    lead, opened, thought = before.partition("<think>")
-    if opened:
-        return (lead + after).strip(), thought.strip()
-    return (after.strip(), before.strip()) if closed else (content, "")

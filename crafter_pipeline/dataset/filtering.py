@@ -26,6 +26,7 @@ from crafter_pipeline.config import HELD_OUT_SEEDS_START, TRAIN_SEEDS_END, Filte
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.dataset.duck import attach, check_readable
 from crafter_pipeline.errors import DataError, EmptyDatasetError
+from crafter_pipeline.thinking import split_thinking
 from crafter_pipeline.traces import records as r
 
 FETCH_ROWS = 512
@@ -338,7 +339,7 @@ def _turns(connection: duckdb.DuckDBPyConnection, config: FilterConfig) -> Itera
 
 def assistant_message(reply: Reply, thinking: str) -> dict[str, Any]:
     """The assistant's message of a row: text, thoughts apart (unless thinking="strip"), arguments as JSON strings."""
-    content, thoughts = r.split_thinking(reply.content, reply.thinking)
+    content, thoughts = split_thinking(reply.content, reply.thinking)
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if thoughts and thinking == "keep":
         message["reasoning_content"] = thoughts

@@ -17,12 +17,12 @@ from typing import Any
 import orjson
 
 from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
+from crafter_pipeline.thinking import split_thinking
 
 WRITER = "crafter-pipeline"
 Json = dict[str, Any]
 
 _REQUEST_KEYS = ("temperature", "top_p", "max_tokens")
-_THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)\s*", re.DOTALL)
 _TERMINAL = frozenset({StopReason.DEATH, StopReason.SOLVED})
 
 
@@ -78,15 +78,6 @@ def names_in(annotation: Any) -> list[str]:
         return []
     keys = ("new_unique", "turned_true", "achievements", "final_achievements")
     return list(dict.fromkeys(str(name) for key in keys for name in annotation.get(key) or ()))
-
-
-def split_thinking(content: str, thinking: str = "") -> tuple[str, str]:
-    """`<think>` blocks taken out of the content: (content, thinking). Text without tags is left exactly as it is."""
-    if "<think>" not in content:
-        return content, thinking
-    inner = [part.strip() for part in _THINK.findall(content)]
-    parts = ([thinking] if thinking else []) + [part for part in inner if part and part != thinking.strip()]
-    return _THINK.sub("", content), "\n".join(parts)
 
 
 # --------------------------------------------------------------------------- rollout -> records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crafter_pipeline.tokens import build_tokenizer, render_chat, split_thinking
+from crafter_pipeline.tokens import build_tokenizer, render_chat
 
 MESSAGES = [
     {"role": "system", "content": "crafter"},
@@ -35,21 +35,7 @@ def test_the_prompt_is_a_prefix_of_the_conversation():
     whole = tokenizer.encode(render_chat(MESSAGES)).ids
     ids = tokenizer.encode(prompt).ids
     assert whole[: len(ids)] == ids
-    assert split_thinking(tokenizer.decode(whole[len(ids) :], skip_special_tokens=True)) == ("collect_wood", "do")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("<think>\nplan\n</think>\n\ndo", ("plan", "do")),
-        ("plan</think>do", ("plan", "do")),
-        ("do", ("", "do")),
-        ("<think>never closed", ("never closed", "")),
-        ("", ("", "")),
-    ],
-)
-def test_thinking_is_split_from_the_answer(text, expected):
-    assert split_thinking(text) == expected
+    assert tokenizer.decode(whole[len(ids) :], skip_special_tokens=True) == "<think> collect_wood</think> do"
 
 
 def test_the_template_is_the_one_that_trl_recognises_as_qwen3():

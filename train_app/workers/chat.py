@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import Response
 from transformers import PreTrainedTokenizerBase
 
-from crafter_pipeline.tokens import split_thinking
+from crafter_pipeline.thinking import split_thinking
 from train_app.workers.engine import Engine, Sample
 from train_app.workers.text import decode, render
 
@@ -83,7 +83,7 @@ class ChatModel:
     def answer(self, request: ChatRequest, sample: Sample) -> dict[str, Any]:
         """OpenAI's chat completion; `reasoning_content` carries the thoughts."""
         text = decode(self.tokenizer, sample.ids)
-        thinking, content = split_thinking(text)
+        content, thinking = split_thinking(text)
         tool_calls, content = parse_tool_calls(content) if request.tools else ([], content)
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if thinking:

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from crafter_pipeline.clients.chat import ChatClient, chat_url, shown_url, split_thinking
+from crafter_pipeline.clients.chat import ChatClient, chat_url, shown_url
 from crafter_pipeline.errors import ModelError
 from crafter_pipeline.settings import Settings
 
@@ -76,10 +76,6 @@ def test_a_reply_carries_content_usage_and_tool_calls():
 def test_thinking_is_kept_apart(message):
     reply = ask(standin.ScriptedChat(lambda body, n: message))
     assert (reply.content, reply.thinking) == ("do", "tree ahead")
-
-
-def test_thinking_that_ran_out_of_tokens_is_no_answer():
-    assert split_thinking("<think>so many trees") == ("", "so many trees")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces.reader import read_rollouts
-from crafter_pipeline.traces.records import split_thinking, unix
+from crafter_pipeline.traces.records import unix
 from crafter_pipeline.traces.store import TraceStore
 from crafter_pipeline.traces.wire import import_trace, rollout_from_payload, trace_payload
 
@@ -53,16 +53,3 @@ def test_a_compact_trace_counts(make_rollout):
 )
 def test_times_are_read_in_every_form_that_writers_use(text):
     assert unix(text) == datetime.fromisoformat("2026-11-20T12:27:42+00:00").timestamp()
-
-
-@pytest.mark.parametrize(
-    ("content", "result"),
-    [
-        ("do", ("do", "")),
-        ("<think>why</think>\ndo", ("do", "why")),
-        ("<think>cut off", ("", "cut off")),
-        ("a <think>1</think>b <think>2</think>c", ("a b c", "1\n2")),
-    ],
-)
-def test_thoughts_are_split_from_the_answer(content, result):
-    assert split_thinking(content) == result
