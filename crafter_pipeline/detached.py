@@ -57,9 +57,7 @@ def start_detached(
         host: Listen here and hand the socket over as `--fd N`; None: the process has no socket.
     """
     log = state_dir() / f"{name}.log"
-    service = Service(
-        name, module, arguments, log=log, host=host, port=port, environment=environment, detached=True
-    )
+    service = Service(name, module, arguments, log=log, host=host, port=port, environment=environment, detached=True)
     service.start()
     assert service.process is not None
     pid = service.process.pid

@@ -13,6 +13,7 @@ from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, Recor
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ServiceError
 from crafter_pipeline.progress import progress
+from crafter_pipeline.services import ServiceGone, needing
 
 SEEDS_AS_TASKS = 500
 """Up to here a seed is a Prefect task; above, seeds share tasks: the server drops events beyond some thousands."""
@@ -120,16 +121,20 @@ def shards(seeds: Iterable[int], size: int | None) -> list[list[int]]:
 def play(client: TaskAppClient, spec: EpisodeSpec, seeds: Sequence[int]) -> list[EpisodeResult]:
     """Play `seeds` one after another. A seed that fails does not stop the next one.
 
-    Raises EpisodesFailed at the end if any failed.
+    Raises EpisodesFailed at the end if any failed, and ServiceGone at once if nobody is there to play with.
     """
     done: list[EpisodeResult] = []
     failed: dict[int, str] = {}
     for seed in seeds:
         try:
-            done.append(EpisodeResult.of(seed, client.rollout(spec.request(seed))))
+            with needing(spec.task_app_url, spec.inference_url):
+                answer = client.rollout(spec.request(seed))
+        except ServiceGone:
+            raise
         except ServiceError as e:
             failed[seed] = str(e)
         else:
+            done.append(EpisodeResult.of(seed, answer))
             progress().advance()
     if failed:
         raise EpisodesFailed(done, failed)

@@ -1,4 +1,4 @@
-"""How a run says where it is. The flows tell one listener; `run` draws what it hears, a deployment logs it.
+"""How a run says where it is. The flows tell one listener: the log (which Prefect keeps), and with `run` a display too.
 
 The listener is the process's, not a thread's: Prefect runs tasks in pool threads, and a run has one display.
 """
@@ -12,6 +12,20 @@ from contextlib import contextmanager
 from typing import Protocol
 
 log = logging.getLogger("crafter_pipeline")
+
+
+SHOWN_METRICS = {
+    "train.loss": "loss",
+    "train.mean_token_accuracy": "token accuracy",
+    "rl.achievements": "achievements",
+    "rl.rows": "rows",
+}
+"""Of a training step: metric -> what it is called for people."""
+
+
+def in_words(values: Mapping[str, float]) -> str:
+    """The few numbers of a training step that matter; empty when it has none of them."""
+    return ", ".join(f"{word} {values[name]:.4g}" for name, word in SHOWN_METRICS.items() if name in values)
 
 
 class Progress(Protocol):
@@ -34,32 +48,61 @@ class Progress(Protocol):
 
 
 class LogProgress:
-    """Stages, notes and every tenth of the units as log lines."""
+    """Stages, notes and every tenth of the units (of training steps: with their numbers) as log lines."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._done = self._total = 0
-        self._unit = ""
+        self._unit = self._numbers = ""
 
     def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
         log.info("%s: %s%s", name, state, f" after {seconds:.1f} s" if seconds else "")
 
     def expect(self, total: int, unit: str) -> None:
         with self._lock:
-            self._done, self._total, self._unit = 0, total, unit
+            self._done, self._total, self._unit, self._numbers = 0, total, unit, ""
 
     def advance(self, count: int = 1) -> None:
         with self._lock:
             before, self._done = self._done, self._done + count
             done, total, unit = self._done, self._total, self._unit
+            numbers = f": {self._numbers}" if self._numbers else ""
         if total and done * 10 // total > before * 10 // total:
-            log.info("%d of %d %s", done, total, unit)
+            log.info("%d of %d %s%s", done, total, unit, numbers)
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        log.debug("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        with self._lock:
+            self._numbers = in_words(values) or self._numbers
 
     def note(self, text: str) -> None:
         log.info("%s", text)
+
+
+class Both:
+    """Two listeners as one."""
+
+    def __init__(self, first: Progress, second: Progress) -> None:
+        self._two = first, second
+
+    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
+        for listener in self._two:
+            listener.stage(name, state, seconds)
+
+    def expect(self, total: int, unit: str) -> None:
+        for listener in self._two:
+            listener.expect(total, unit)
+
+    def advance(self, count: int = 1) -> None:
+        for listener in self._two:
+            listener.advance(count)
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        for listener in self._two:
+            listener.metrics(step, values)
+
+    def note(self, text: str) -> None:
+        for listener in self._two:
+            listener.note(text)
 
 
 _listener: Progress = LogProgress()
@@ -72,9 +115,9 @@ def progress() -> Progress:
 
 @contextmanager
 def report_to(listener: Progress) -> Iterator[None]:
-    """Let `listener` hear everything until the block ends."""
+    """Let `listener` hear everything too until the block ends."""
     global _listener
-    before, _listener = _listener, listener
+    before, _listener = _listener, Both(_listener, listener)
     try:
         yield
     finally:

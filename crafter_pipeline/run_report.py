@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from crafter_pipeline.contracts import Rollout, Turn
 from crafter_pipeline.dataset.filtering import DatasetManifest, card_path
-from crafter_pipeline.episodes import Collected
+from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation, compare_all
 from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
 from crafter_pipeline.runs import Run, explain, write_whole
+from crafter_pipeline.traces.reader import read_rollouts, trace_databases
 from crafter_pipeline.training import TrainedModel
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("crafter-pipeline", "prefect", "torch", "transformers", "trl", "duckdb", "numpy")
 
@@ -55,7 +60,7 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         models=[ModelRecord(m.id, m.parent, m.dataset_sha256, {"job_id": m.job_id}) for m in models.values()],
         training={name.removeprefix("submit-"): m.curves for name, m in models.items()},
         warnings=warnings,
-        examples=[] if manifest is None else _first_example(Path(manifest.path)),
+        examples=examples_of(run),
         environment=environment_facts(),
         command=f"crafter-pipeline run --config {run.folder / 'config.toml'}",
     )
@@ -92,20 +97,68 @@ def environment_facts() -> Mapping[str, Any]:
     return facts
 
 
-def _first_example(path: Path) -> list[Example]:
+def examples_of(run: Run) -> list[Example]:
+    """Turns to read: one that was taught, and of each trained model what it did in its first held-out world."""
+    outputs = run.outputs.values()
+    found = [e for o in outputs if isinstance(o, DatasetManifest) for e in _taught(Path(o.path))]
+    trained = {o.id for o in outputs if isinstance(o, TrainedModel)}
+    played = [o for o in outputs if isinstance(o, Evaluation) and o.model in trained]
+    return found + [e for evaluation in played for e in _played(run, evaluation)]
+
+
+def _taught(dataset: Path) -> list[Example]:
+    """The dataset's first row."""
     try:
-        with path.open(encoding="utf-8") as lines:
+        with dataset.open(encoding="utf-8") as lines:
             row = json.loads(next(lines))
         *before, answer = row["messages"]
         facts = row.get("metadata", {})
         return [
             Example(
                 label="teacher",
-                prompt="\n\n".join(f"{m['role']}: {m['content']}" for m in before),
+                prompt=_as_text(before),
                 thinking=answer.get("reasoning_content") or "",
                 answer=answer.get("content") or "",
-                note=f"seed {facts.get('seed')}, turn {facts.get('turn')}",
+                note=f"training seed {facts.get('seed')}, turn {facts.get('turn')}",
             )
         ]
-    except (OSError, StopIteration, ValueError, KeyError, TypeError):
+    except (OSError, StopIteration, ValueError, KeyError, TypeError, AttributeError):
         return []
+
+
+def _played(run: Run, evaluation: Evaluation) -> list[Example]:
+    """The first and the last turn of an episode that unlocked something, or else its middle turn."""
+    rollout = _rollout(run, evaluation)
+    if rollout is None or not rollout.turns:
+        return []
+    unlocking = [turn for turn in rollout.turns if turn.unlocked]
+    turns = [unlocking[0], *unlocking[1:][-1:]] if unlocking else [rollout.turns[len(rollout.turns) // 2]]
+    return [_example(evaluation.label, rollout, turn) for turn in turns]
+
+
+def _rollout(run: Run, evaluation: Evaluation) -> Rollout | None:
+    """The episode of the first seed, as the trace databases have it. Read-only: the task app may be writing."""
+    spec = EpisodeSpec.to_evaluate(run.config.evaluate, evaluation.model, "", "")
+    for database in reversed(trace_databases(run.traces)):
+        try:
+            return list(read_rollouts(database, [spec.run_id(evaluation.seeds[0])]))[0]
+        except Exception as e:  # an illustration: whatever is wrong with a trace must not cost the report
+            log.info("No example from %s: %s", database, e)
+    return None
+
+
+def _example(label: str, rollout: Rollout, turn: Turn) -> Example:
+    made = f"unlocked {', '.join(turn.unlocked)}" if turn.unlocked else "unlocked nothing"
+    failure = f"; unreadable: {turn.parse_failure}" if turn.parse_failure else ""
+    calls = "\n".join(json.dumps(call.get("function", call)) for call in turn.reply.tool_calls)
+    return Example(
+        label=label,
+        prompt=_as_text(turn.messages),
+        thinking=turn.reply.thinking,
+        answer="\n".join(part for part in (turn.reply.content, calls) if part),
+        note=f"held-out seed {rollout.seed}, turn {turn.index} of {len(rollout.turns)}: {made}{failure}",
+    )
+
+
+def _as_text(messages: Iterable[Mapping[str, Any]]) -> str:
+    return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)

@@ -63,6 +63,10 @@ def resolve_config(
 ) -> PipelineConfig:
     """A config, a file of one, or else a profile, with overrides on top."""
     if isinstance(config, Path):
+        if not config.is_file():
+            raise ConfigError(
+                f"{config}: no such config file. Name a TOML file, or a profile: --profile {' | '.join(profiles())}."
+            )
         return load_config(PipelineConfig, config, overrides)
     if config is not None:
         data = apply_overrides(config.model_dump(mode="json"), overrides)

@@ -1,6 +1,8 @@
 """The two services of a run: children of the flow that owns them, or addresses of ones that run already.
 
 Keys are minted here for children, handed over by the environment alone, and forgotten with them.
+A child that ends in mid-run takes the other one along: a stage then fails within seconds (`ServiceGone`), instead of
+every seed and job knocking until its retries are used up.
 """
 
 from __future__ import annotations
@@ -8,17 +10,22 @@ from __future__ import annotations
 import json
 import secrets
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from crafter_pipeline import connections
 from crafter_pipeline.environments import find_environment
-from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.errors import ConfigError, ServiceError
 from crafter_pipeline.processes import Service, listen
 from crafter_pipeline.runs import Run, write_whole
 from crafter_pipeline.settings import load_settings, reveal
+
+WATCH_SECONDS = 0.5
+KNOCK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,79 @@ def services(run: Run) -> Iterator[Addresses]:
         write_whole(run.folder / "ports.json", json.dumps(ports))
         for service in started:
             service.wait_ready()
+        stack.enter_context(_watched(started))
         yield Addresses(task_app_url, backend_url)
+
+
+class ServiceGone(ServiceError):
+    """A service ended while a stage needed it."""
+
+    def __init__(self, message: str, *, ours: bool) -> None:
+        super().__init__(message)
+        self.ours = ours
+        """A child of this run never comes back; what somebody else runs may be started again."""
+
+
+@contextmanager
+def needing(*urls: str) -> Iterator[None]:
+    """A ServiceError of the block becomes ServiceGone when one of the services at `urls` is gone."""
+    try:
+        yield
+    except ServiceError as e:
+        for url in urls:
+            if why := _ended.get(urlsplit(url).netloc):
+                raise ServiceGone(why, ours=True) from e
+            if refuses(url):
+                where = urlsplit(url).netloc
+                raise ServiceGone(f"Nothing answers at {where} any more. Start it again and rerun.", ours=False) from e
+        raise
+
+
+def refuses(url: str) -> bool:
+    """Whether nothing listens there. A host that is slow or filtered counts as there."""
+    address = urlsplit(url)
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        socket.create_connection((address.hostname or "", port), KNOCK_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+_ended: dict[str, str] = {}
+"""host:port of this process's children -> why there is nothing any more."""
+
+
+@contextmanager
+def _watched(children: Sequence[Service]) -> Iterator[None]:
+    """When a child ends by itself, say so in `_ended` and stop the others."""
+    over = threading.Event()
+    places = [urlsplit(child.url).netloc for child in children]
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            for child in children:
+                if child.process is not None and (code := child.process.poll()) is not None:
+                    why = (
+                        f"The {child.name} ended in mid-run (exit code {code}); its log is {child.log}. "
+                        "The same command goes on from here."
+                    )
+                    _ended.update(dict.fromkeys(places, why))
+                    for other in children:
+                        other.stop()
+                    return
+
+    thread = threading.Thread(target=watch, name="services-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(30.0)
+        for place in places:
+            _ended.pop(place, None)
 
 
 def task_app_arguments(environment: str, trace_dir: Path) -> list[str]:

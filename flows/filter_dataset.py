@@ -12,7 +12,7 @@ from tasks.artifacts import publish_dataset_artifact
 from tasks.dataset import filter_traces
 
 
-@flow(name="filter-dataset")
+@flow(name="filter-dataset", flow_run_name="filter-{out.name}")
 def filter_dataset(
     config: FilterConfig = FilterConfig(),  # noqa: B008
     traces: Path = Path("traces/v3"),

@@ -11,7 +11,7 @@ from flows.evaluate_model import evaluate_model
 from tasks.training import resolve_model
 
 
-@flow(name="nightly-eval")
+@flow(name="nightly-eval", flow_run_name="nightly-{model}")
 def nightly_eval(
     config: EvaluateConfig = EvaluateConfig(),  # noqa: B008
     model: str = "latest:rl",

@@ -12,7 +12,7 @@ from tasks.task_app import check_task_app
 from tasks.training import await_job, submit_job
 
 
-@flow(name="submit-rl", flow_run_name="rl-{source}")
+@flow(name="submit-rl", flow_run_name="rl-{config.iterations}-iterations")
 def submit_rl(
     config: RlConfig = RlConfig(),  # noqa: B008
     source: str = "latest:sft",

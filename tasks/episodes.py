@@ -7,7 +7,7 @@ from math import floor
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.futures import PrefectFuture
+from prefect.futures import PrefectFuture, as_completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
@@ -38,17 +38,19 @@ def play_all(
 ) -> tuple[list[EpisodeResult], dict[int, str]]:
     """Every seed through a bounded pool: (results, why a seed failed). A failed seed does not stop the others.
 
-    Raises EpisodesFailed when more than MAX_FAILED_SHARE of the seeds failed.
+    Raises EpisodesFailed when more than MAX_FAILED_SHARE of the seeds failed, and ServiceGone as soon as a service is
+    gone: the seeds that wait are dropped.
     """
     parts = shards(seeds, shard_size)
     progress().expect(sum(map(len, parts)), "seeds")
     runner: ThreadPoolTaskRunner[list[EpisodeResult]] = ThreadPoolTaskRunner(max_workers=concurrency)
     with runner as pool:
-        futures = [
+        futures: list[PrefectFuture[list[EpisodeResult]]] = [
             pool.submit(play_episodes.with_options(task_run_name=_name(part)), {"seeds": part, "spec": spec})
             for part in parts
         ]
-        outcomes = [_outcome(part, future) for part, future in zip(parts, futures, strict=True)]
+        by_future = {future: _outcome(future) for future in as_completed(futures)}
+        outcomes = [by_future[future] for future in futures]
     results = [result for done, _ in outcomes for result in done]
     failed = {seed: why for _, bad in outcomes for seed, why in bad.items()}
     if len(failed) > floor(MAX_FAILED_SHARE * (len(results) + len(failed))):
@@ -62,9 +64,7 @@ def _name(seeds: list[int]) -> str:
     return f"seed-{seeds[0]}" if len(seeds) == 1 else f"seeds-{seeds[0]}-{seeds[-1]}"
 
 
-def _outcome(
-    seeds: list[int], future: PrefectFuture[list[EpisodeResult]]
-) -> tuple[list[EpisodeResult], dict[int, str]]:
+def _outcome(future: PrefectFuture[list[EpisodeResult]]) -> tuple[list[EpisodeResult], dict[int, str]]:
     outcome = future.result(raise_on_failure=False)
     if isinstance(outcome, EpisodesFailed):
         return outcome.done, outcome.failed

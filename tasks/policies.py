@@ -6,6 +6,7 @@ from typing import Any
 
 from crafter_pipeline.episodes import EpisodesFailed
 from crafter_pipeline.errors import ConfigError, DataError, JobFailed
+from crafter_pipeline.services import ServiceGone
 
 FINAL = (ConfigError, DataError, JobFailed)
 """Trying again changes nothing."""
@@ -17,6 +18,8 @@ def may_pass(task: Any, task_run: Any, state: Any) -> bool:
         state.result(raise_on_failure=True)
     except FINAL:
         return False
+    except ServiceGone as e:
+        return not e.ours
     except EpisodesFailed as e:
         return bool(e.failed)
     except Exception:

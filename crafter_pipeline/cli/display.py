@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,12 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from crafter_pipeline.progress import Progress
+from crafter_pipeline.progress import Progress, in_words
 from crafter_pipeline.report import RunReport, summary_rows, verdict
 from crafter_pipeline.report.text import duration, interval, signed
 from crafter_pipeline.runs import Run
 
-SHOWN_METRICS = ("loss", "achievements", "reward")
 MARKS = {"completed": "done", "cached": "done before", "failed": "failed", "cancelled": "stopped"}
 PLAIN_EVERY_SECONDS = 10.0
 
@@ -43,21 +42,10 @@ def display(run: Run, *, to_stderr: bool = False) -> Iterator[Progress]:
         yield BarDisplay(bars)
 
 
-class _Numbers:
-    """The newest value of the metrics worth showing."""
-
-    def __init__(self) -> None:
-        self._values: dict[str, float] = {}
-        self.step = 0
-
-    def hear(self, name: str, step: int, value: float) -> None:
-        short = name.rsplit(".", 1)[-1].rsplit("/", 1)[-1]
-        if short in SHOWN_METRICS:
-            self.step, self._values[short] = max(step, self.step), value
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{k} {v:.3g}" for k, v in self._values.items())
-        return f"step {self.step}: {values}" if values else ""
+def _step(step: int, total: int, values: Mapping[str, float]) -> str:
+    """A training step in a few words; empty when it has none of the numbers that matter."""
+    words = in_words(values)
+    return f"step {step}{f' of {total}' if total else ''}: {words}" if words else ""
 
 
 class BarDisplay:
@@ -66,12 +54,12 @@ class BarDisplay:
     def __init__(self, bars: Bars) -> None:
         self._bars, self._lock = bars, threading.Lock()
         self._task: TaskID | None = None
-        self._numbers = _Numbers()
+        self._total, self._numbers = 0, ""
 
     def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
         with self._lock:
             if state == "started" or self._task is None:
-                self._numbers = _Numbers()
+                self._total, self._numbers = 0, ""
                 self._task = self._bars.add_task(name, total=None, facts="")
             if state != "started":
                 task = next(t for t in self._bars.tasks if t.id == self._task)
@@ -84,6 +72,7 @@ class BarDisplay:
 
     def expect(self, total: int, unit: str) -> None:
         with self._lock:
+            self._total = total
             if self._task is not None:
                 self._bars.update(self._task, total=total, facts=unit)
 
@@ -92,11 +81,11 @@ class BarDisplay:
             if self._task is not None:
                 self._bars.advance(self._task, count)
 
-    def metric(self, name: str, step: int, value: float) -> None:
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
         with self._lock:
-            self._numbers.hear(name, step, value)
-            if self._task is not None:
-                self._bars.update(self._task, facts=str(self._numbers))
+            self._numbers = _step(step, self._total, values) or self._numbers
+            if self._task is not None and self._numbers:
+                self._bars.update(self._task, facts=self._numbers)
 
     def note(self, text: str) -> None:
         self._bars.console.print(text, highlight=False, markup=False)
@@ -108,15 +97,15 @@ class PlainDisplay:
     def __init__(self, console: Console) -> None:
         self._console, self._lock = console, threading.Lock()
         self._stage, self._done, self._total, self._unit = "", 0, 0, ""
-        self._numbers, self._said = _Numbers(), 0.0
+        self._numbers, self._said = "", 0.0
 
     def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
         with self._lock:
             self._stage, self._done, self._total = name, 0, 0
             if state == "started":
-                self._numbers = _Numbers()
+                self._numbers = ""
             took = f" in {duration(seconds)}" if state == "completed" else ""
-            numbers = f" ({self._numbers})" if state == "completed" and str(self._numbers) else ""
+            numbers = f" ({self._numbers})" if state == "completed" and self._numbers else ""
             self._say(f"{name}: {MARKS.get(state, state)}{took}{numbers}")
 
     def expect(self, total: int, unit: str) -> None:
@@ -126,12 +115,14 @@ class PlainDisplay:
     def advance(self, count: int = 1) -> None:
         with self._lock:
             self._done += count
-            self._now_and_then(f"{self._stage}: {self._done} of {self._total} {self._unit}")
+            if not self._numbers:
+                self._now_and_then(f"{self._stage}: {self._done} of {self._total} {self._unit}")
 
-    def metric(self, name: str, step: int, value: float) -> None:
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
         with self._lock:
-            self._numbers.hear(name, step, value)
-            self._now_and_then(f"{self._stage}: {self._numbers}")
+            if line := _step(step, self._total, values):
+                self._numbers = line
+                self._now_and_then(f"{self._stage}: {line}")
 
     def note(self, text: str) -> None:
         with self._lock:

@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,12 +39,12 @@ def run_pipeline(
     if run.finished:
         print(f"{run.id} is finished already; --fresh starts anew.", file=sys.stderr)
     else:
-        with run.locked():  # said before anything starts; the flow takes the lock itself
+        with run.locked():  # makes the folder, which the flow then finds as the newest, and takes the lock itself
             pass
         shown = config.stem if config else profile or "tiny"
         try:
             with display(run, to_stderr=as_json) as listener, report_to(listener):
-                _run(run, cfg, shown, fresh)
+                _run(run, cfg, shown)
         except KeyboardInterrupt:
             _leave(130)
         except SystemExit as e:
@@ -57,7 +57,7 @@ def run_pipeline(
     return 0 if report.status == "succeeded" else 1
 
 
-def _run(run: Run, cfg: PipelineConfig, profile: str, fresh: bool) -> None:
+def _run(run: Run, cfg: PipelineConfig, profile: str) -> None:
     with ExitStack() as stack:
         api_url = configured_api_url()
         server = None
@@ -69,7 +69,6 @@ def _run(run: Run, cfg: PipelineConfig, profile: str, fresh: bool) -> None:
             stack.callback(server.stop)
             api_url = f"{server.url}/api"
         os.environ.update(CLIENT_SETTINGS | {"PREFECT_API_URL": api_url})
-        stack.enter_context(_logs_to(run.logs / "prefect.log"))
         from prefect import tags
 
         from flows.pipeline import crafter_pipeline
@@ -80,7 +79,7 @@ def _run(run: Run, cfg: PipelineConfig, profile: str, fresh: bool) -> None:
         tag, patience = f"{run.id}-{os.getpid()}", BROKEN_HISTORY_SECONDS
         try:
             with tags(tag):
-                crafter_pipeline(profile=profile, config=cfg, fresh=fresh)
+                crafter_pipeline(profile=profile, config=cfg)
             patience = HISTORY_SECONDS
         finally:
             _await_history(api_url, tag, patience)
@@ -94,23 +93,11 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-@contextmanager
-def _logs_to(path: Path) -> Iterator[None]:
-    """Our own loggers write to a file, since the terminal belongs to the display."""
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    ours = logging.getLogger("crafter_pipeline")
-    ours.addHandler(handler)
-    ours.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        ours.removeHandler(handler)
-        handler.close()
-
-
 def _console_to_file(path: Path) -> None:
-    """Prefect sets its console handlers at import: put a file in their place."""
+    """The terminal belongs to the display: put a file where Prefect, at its import, has put console handlers.
+
+    Our own loggers reach it through the root logger.
+    """
     handler = logging.FileHandler(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     names = [name for name in logging.root.manager.loggerDict if name.startswith("prefect")]
@@ -118,6 +105,7 @@ def _console_to_file(path: Path) -> None:
         for old in [h for h in logger.handlers if type(h).__name__ in ("PrefectConsoleHandler", "_SafeStreamHandler")]:
             logger.removeHandler(old)
             logger.addHandler(handler)
+    logging.getLogger("crafter_pipeline").setLevel(logging.INFO)
 
 
 def _await_history(api_url: str, tag: str, patience_seconds: float) -> None:

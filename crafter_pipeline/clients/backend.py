@@ -265,8 +265,11 @@ class BackendClient:
                     last_error = event.message if event.level == "error" else last_error
                     if on_event is not None:
                         on_event(event)
-            while on_metrics is not None and (points := self.metrics(job_id, after_step=step)):
-                for step, of_step in groupby(points, key=lambda point: point.step):
+            while on_metrics is not None:
+                points = [p for p in self.metrics(job_id, after_step=step) if p.step > step]
+                if not points:
+                    break
+                for step, of_step in groupby(points, key=lambda point: point.step):  # noqa: B007
                     on_metrics(step, {point.name: point.value for point in of_step})
             if job.final:
                 if job.succeeded:

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from crafter_pipeline.cli import main
 from crafter_pipeline.cli.app import INTERRUPTED
+from crafter_pipeline.cli.display import PlainDisplay
 from crafter_pipeline.processes import listen
+from crafter_pipeline.report import RunReport, write_report
+from crafter_pipeline.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = "import sys; from crafter_pipeline.cli import main; sys.exit(main())"
@@ -56,7 +60,7 @@ def test_help_imports_neither_prefect_nor_torch():
         (["run", "--profile", "smoke", "--set", "collect.seeds.start=1000000"], 2, "held-out seed 1000000"),
         (["run", "--profile", "smoke", "--set", "collect.seeds.start=-1"], 2, "greater than or equal to 0"),
         (["run", "--profile", "smoke", "--set", "nonsense"], 2, "write key=value"),
-        (["run", "--config", "nowhere.toml"], 2, "no such config file"),
+        (["run", "--config", "nowhere.toml"], 2, "no such config file. Name a TOML file, or a profile: --profile"),
         (["run", "--config", "a.toml", "--profile", "smoke"], 2, "not both"),
         (["runn"], 2, 'Did you mean "run"'),
         (["serve", "--port", "99999"], 2, "65535"),
@@ -77,7 +81,8 @@ def test_an_occupied_port_is_one_line():
     assert "Stop what runs there" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_up_says_who_does_not_own_its_port(capsys, monkeypatch):
+def test_up_says_who_does_not_own_its_port(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("crafter_pipeline.detached.project_root", lambda: tmp_path)
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
@@ -97,6 +102,33 @@ def test_a_runs_folder_that_cannot_be_written_is_one_line(capsys, monkeypatch, t
     monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path / "file" / "runs"))
     assert main(["run", "--profile", "smoke"]) == 4
     assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [[], ["--fresh"]])
+def test_run_reports_on_the_folder_that_the_flow_wrote(capsys, monkeypatch, options):
+    def flow_in(run, config, profile):
+        with Run.find(run.folder.parent, config).locked() as found:
+            write_report(RunReport(found.id, "smoke", "succeeded", 0.0), found.folder)
+
+    monkeypatch.setattr("crafter_pipeline.cli.run._run", flow_in)
+    names = [_run_id(capsys, *options) for _ in range(2)]
+    assert len(set(names)) == (2 if options else 1)
+
+
+def _run_id(capsys, *options: str) -> str:
+    assert main(["run", "--profile", "smoke", "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)["run_id"]
+
+
+def test_a_training_step_is_shown_whole(capsys):
+    display = PlainDisplay(Console(file=sys.stdout))
+    display.stage("submit-rl", "started")
+    display.expect(15, "steps")
+    display.metrics(6, {"rl.achievements": 6.81, "rl.rows": 3000.0, "rl.loss": -0.08})
+    display.metrics(7, {"rl.achievements": 7.0, "rl.rows": 3072.0, "rl.loss": -0.1})
+    display.stage("submit-rl", "completed", 60.0)
+    out = capsys.readouterr().out
+    assert "step 7 of 15: achievements 7, rows 3072" in out and "loss" not in out
 
 
 def test_interrupt_and_bug(monkeypatch, capsys):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import signal
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -11,8 +15,9 @@ import pytest
 from crafter_pipeline import connections
 from crafter_pipeline.config import CollectConfig, FilterConfig, PipelineConfig, SeedRange
 from crafter_pipeline.errors import ServiceError
+from crafter_pipeline.processes import Service
 from crafter_pipeline.runs import Run
-from crafter_pipeline.services import services
+from crafter_pipeline.services import ServiceGone, services
 from flows.collect_rollouts import collect_rollouts
 from flows.filter_dataset import filter_dataset
 
@@ -48,6 +53,22 @@ def test_a_dead_task_app_is_one_clear_line(monkeypatch):
     monkeypatch.setattr("crafter_pipeline.clients.http.FIRST_WAIT_SECONDS", 0.01)
     with pytest.raises(ServiceError, match="crafter-pipeline serve"):
         collect_rollouts(COLLECT, "http://127.0.0.1:9", "http://127.0.0.1:9/v1")
+
+
+@pytest.mark.parametrize("victim, log", [("task_app", "task_app.log"), ("train_app", "backend.log")])
+def test_a_service_that_dies_ends_the_stage_at_once(tmp_path, monkeypatch, victim, log):
+    many = CollectConfig(seeds=SeedRange(start=0, count=400), max_env_steps=300, concurrency=4)
+    run, children = Run.find(tmp_path, PipelineConfig(name="fuse")), {}
+    start = Service.start
+    monkeypatch.setattr(Service, "start", lambda self: (start(self), children.update({self.module: self}))[0])
+    with run.locked(), services(run) as at:
+        killer = threading.Timer(2.0, lambda: os.kill(children[victim].process.pid, signal.SIGKILL))
+        killer.start()
+        started = time.monotonic()
+        with pytest.raises(ServiceGone, match="ended in mid-run") as e:
+            collect_rollouts(many, at.task_app_url, at.inference_url)
+        assert time.monotonic() - started < 45, "400 seeds, each with its own retries, would take minutes"
+    assert str(run.logs / log) in str(e.value) and len(str(e.value).splitlines()) == 1
 
 
 def test_a_service_that_cannot_start_says_so(tmp_path):

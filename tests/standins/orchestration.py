@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from crafter_pipeline import connections
+from crafter_pipeline import connections, services
 from crafter_pipeline.clients.backend import Job, JobEvent, JobMetric
 from crafter_pipeline.contracts import RolloutMetrics, RolloutRequest, RolloutResponse
 from crafter_pipeline.errors import BackendError, TaskAppError
@@ -82,9 +82,18 @@ class FakeBackend(Flaky):
     def job(self, job_id: str) -> Job:
         return Job(job_id, "running", None, None)
 
-    def wait(self, job_id: str, on_event: Callable[[JobEvent], None], poll_seconds: float) -> Job:
+    def wait(
+        self,
+        job_id: str,
+        on_event: Callable[[JobEvent], None],
+        on_metrics: Callable[[int, dict[str, float]], None],
+        poll_seconds: float,
+    ) -> Job:
         self._call("wait")
-        on_event(JobEvent(1, "job.note", "warning", f"a warning of {job_id}", {}))
+        on_event(JobEvent(1, "sft.training.started", "info", "started, 2 steps", {"steps": 2, "step": 0}))
+        for point in self.metrics(job_id):
+            on_metrics(point.step, {point.name: point.value})
+        on_event(JobEvent(2, "job.note", "warning", f"a warning of {job_id}", {}))
         return Job(job_id, "succeeded", f"fft:crafter-tiny:{job_id}", None)
 
     def metrics(self, job_id: str, after_step: int | None = None, limit: int = 0) -> list[JobMetric]:
@@ -102,4 +111,5 @@ def standins() -> Iterator[tuple[FakeTaskApp, FakeBackend]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "task_app", lambda url: task_app)
         patch.setattr(connections, "backend", lambda url: backend)
+        patch.setattr(services, "refuses", lambda url: False)
         yield task_app, backend

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import crafter_pipeline.services
 import tasks.artifacts
 import tasks.dataset
 import tasks.scoring
@@ -24,6 +25,7 @@ from crafter_pipeline.config import (
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, shards
 from crafter_pipeline.errors import DataError, ServiceError
+from crafter_pipeline.services import ServiceGone
 from crafter_pipeline.training import RlJob, SftJob
 from tasks.artifacts import publish_evaluation_artifact
 from tasks.dataset import filter_traces, hash_dataset
@@ -166,6 +168,20 @@ def test_many_broken_seeds_fail_the_stage_by_name(services, without_retries):
     with pytest.raises(ServiceError, match="Seed 1 and 2 more") as e:
         play_all(range(10), SPEC, concurrency=8, shard_size=None)
     assert isinstance(e.value, EpisodesFailed) and len(e.value.done) == 7
+
+
+@pytest.mark.parametrize("ours, calls", [(True, 1), (False, 3)])
+def test_a_service_that_is_gone_ends_the_stage(services, monkeypatch, ours, calls):
+    """One of ours never comes back; somebody else's may, so it is asked as often as any other."""
+    services[0].broken = set(range(40))
+    monkeypatch.setattr("tasks.episodes.play_episodes", play_episodes.with_options(retry_delay_seconds=0))
+    if ours:
+        monkeypatch.setitem(crafter_pipeline.services._ended, "127.0.0.1:9", "The task app ended.")
+    else:
+        monkeypatch.setattr(crafter_pipeline.services, "refuses", lambda url: True)
+    with pytest.raises(ServiceGone):
+        play_all(range(40), SPEC, concurrency=1, shard_size=None)
+    assert calls <= services[0].calls["rollout"] < 2 * calls + calls, "the seeds that wait are dropped"
 
 
 @pytest.mark.parametrize(

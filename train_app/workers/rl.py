@@ -243,7 +243,11 @@ def run(job: worker_job.WorkerJob) -> None:
         engine.publish(weights, version=iteration)
         first = spec.config.seeds_start + iteration * spec.config.groups_per_iteration
         seeds = range(first, first + spec.config.groups_per_iteration)
-        return player.play(iteration, seeds, spec.config.group_size)
+        use_cpu_threads(1)  # the other cores belong to the task app while it plays
+        try:
+            return player.play(iteration, seeds, spec.config.group_size)
+        finally:
+            use_cpu_threads()
 
     try:
         checkpoints = job.folder / "checkpoints"

@@ -50,12 +50,13 @@ def run_sft(backend, dataset, **options):
 
 
 def test_a_job_is_followed_to_its_model(make_backend, dataset):
-    backend, events = make_backend(), []
+    backend, events, steps = make_backend(), [], []
     job_id = run_sft(backend, dataset)
-    job = backend.wait(job_id, on_event=events.append, poll_seconds=0.02)
+    job = backend.wait(job_id, on_event=events.append, on_metrics=lambda *step: steps.append(step), poll_seconds=0.02)
     assert job.succeeded and job.model_id == f"fft:crafter-tiny:{job_id}"
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
     assert events[-1].type == "sft.job.completed", "the last event is told too"
+    assert steps == [(1, {"train.loss": 1.0, "train.tokens": 10.0}), (2, {"train.loss": 0.5, "train.tokens": 20.0})]
     assert [(m.name, m.step) for m in backend.metrics(job_id, name="train.loss")] == [
         ("train.loss", 1),
         ("train.loss", 2),
