@@ -107,7 +107,6 @@ def summary_rows(report: RunReport) -> list[dict[str, str]]:
     return [
         {
             "label": e.label,
-            "model": e.model,
             "achievements": text.number(e.mean_achievements, 2),
             "95 % interval": text.interval(e.ci95, 2),
             "vs random": f"{text.signed(versus[e.label].delta, 2)} {text.interval(versus[e.label].ci95, 2, sign=True)}"
@@ -116,6 +115,7 @@ def summary_rows(report: RunReport) -> list[dict[str, str]]:
             "Crafter score": text.number(e.crafter_score),
             "worlds": str(len(e.seeds)),
             "env steps": text.number(e.mean_env_steps, 0),
+            "model": e.model,
         }
         for e in in_label_order(report.evaluations)
     ]

@@ -188,7 +188,9 @@ def verdict(report: RunReport) -> Verdict:
         return Verdict("unclear", f"{plays}, but was not compared with random play.")
     worlds = f"{len(versus.seeds)} shared world{'' if len(versus.seeds) == 1 else 's'}"
     facts = f"95 % interval {text.interval(versus.ci95, sign=True)}, {worlds}"
-    gap = f"{text.number(abs(versus.delta))} {'more' if versus.delta >= 0 else 'fewer'} than random ({facts})"
+    gap = f"{text.number(abs(versus.delta))} {'more' if versus.delta > 0 else 'fewer'} than random ({facts})"
+    if versus.delta == 0:
+        gap = f"as many as random ({facts})"
     learned: Literal["yes", "no", "unclear"]
     if versus.clear and versus.delta > 0:
         learned, start = "yes", f"It learned: {plays}, {gap}"
