@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,10 +80,9 @@ def make_db(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def sample_db() -> Path:
-    """A database that the original wrote; the test is skipped where it is not at hand."""
-    here = Path(__file__).resolve()
-    for folder in (here.parents[1] / "data", here.parents[2] / "shared" / "data", Path("/work/shared/data")):
-        if (folder / "synth_ai_sample.db").is_file():
-            return folder / "synth_ai_sample.db"
-    pytest.skip("synth_ai_sample.db is not at hand")
+def sample_db(tmp_path: Path) -> Path:
+    """A database that the original wrote."""
+    path = tmp_path / "original" / "synth_ai_sample.db"
+    path.parent.mkdir()
+    path.write_bytes(lzma.decompress((Path(__file__).parents[1] / "data" / "synth_ai_sample.db.xz").read_bytes()))
+    return path

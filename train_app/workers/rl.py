@@ -1,7 +1,7 @@
 """The RL worker: `python -m train_app.workers.rl --data-dir DIR --job JOB`.
 
 TRL's `GRPOTrainer` with one sample per turn. TRL wants one row per prompt slot; we replace the one method that makes
-a generation batch (pinned exactly, held by `tests/train_app/test_grpo_contract.py`): play a batch of rollouts, give
+a generation batch (pinned exactly, held by `tests/train_app/workers/test_trainers.py`): play a batch of rollouts, give
 each turn its advantage, hand over the token ids that the gateway captured.
 """
 
