@@ -193,7 +193,7 @@ class RlConfig(Config):
     max_env_steps: int = Field(default=100, ge=1, le=10_000)
     """Game actions per episode."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """Constant."""
+    """At the start; falls linearly to zero."""
     advantage: Literal["return_to_go", "episode"] = "return_to_go"
     """Credit per turn (return-to-go against the group's mean at the same turn) or per episode."""
     gamma: float = Field(default=0.97, gt=0, le=1)

@@ -182,7 +182,7 @@ def rl_trainer(
         steps_per_generation=config.minibatches,
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="constant",
+        lr_scheduler_type="linear",  # to zero: the last policy is not at the mercy of the last batches
         weight_decay=0.0,
         max_grad_norm=1.0,
         adam_beta2=0.95,
