@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crafter_pipeline.connections import project_root
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import Service
-from crafter_pipeline.runs import write_whole
 
 
 @dataclass(frozen=True, slots=True)

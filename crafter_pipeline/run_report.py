@@ -18,9 +18,10 @@ from crafter_pipeline.dataset.filtering import DatasetManifest, card_path
 from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation, compare_all
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
-from crafter_pipeline.runs import Run, explain, write_whole
+from crafter_pipeline.runs import Run, explain
 from crafter_pipeline.traces.reader import read_rollouts, trace_databases
 from crafter_pipeline.training import TrainedModel
 

@@ -19,7 +19,6 @@ import difflib
 import fcntl
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from pydantic import BaseModel, TypeAdapter
 from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, load_config, load_toml, parse_config
 from crafter_pipeline.connections import project_root
 from crafter_pipeline.errors import ConfigError, DataError, PipelineError
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report.text import toml
 
@@ -211,26 +211,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple, range)):
         return [plain(v) for v in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def write_whole(path: Path, content: str) -> Path:
-    """Write a file that appears whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as f:
-                f.write(content)
-                f.flush()
-                os.fsync(f.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as e:
-        raise DataError(f"{path} cannot be written ({e.strerror}).") from e
-    return path
 
 
 def _read(path: Path) -> dict[str, Any] | None:

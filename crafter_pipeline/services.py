@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 from crafter_pipeline import connections
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ConfigError, ServiceError
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import Service, listen
-from crafter_pipeline.runs import Run, write_whole
+from crafter_pipeline.runs import Run
 from crafter_pipeline.settings import load_settings, reveal
 
 WATCH_SECONDS = 0.5

@@ -27,8 +27,8 @@ from crafter_pipeline.cli.server import (
 from crafter_pipeline.connections import project_root
 from crafter_pipeline.detached import detached, start_detached, state_dir, stop_detached
 from crafter_pipeline.errors import ConfigError, ServiceError
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import PARENT_VARIABLE, listen, stop_process, tail_of
-from crafter_pipeline.runs import write_whole
 from crafter_pipeline.settings import LOOPBACK_HOSTS
 
 POOL = "crafter"

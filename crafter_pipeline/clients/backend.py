@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from crafter_pipeline.clients.http import REPEATABLE, send
+from crafter_pipeline.clients.http import REPEATABLE, json_object, send
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig
 from crafter_pipeline.contracts import TERMINAL_JOB_STATES
 from crafter_pipeline.errors import BackendError, DataError, JobFailed
@@ -310,13 +310,8 @@ class BackendClient:
             key_name="SYNTH_API_KEY",
             **arguments,
         )
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise BackendError(f"{self._http.base_url}{path} is no training backend: its answer is not a JSON object.")
-        return body
+        what = f"{self._http.base_url}{path} is no training backend: its answer is not a JSON object."
+        return json_object(response, BackendError(what))
 
     def _named(self, answer: Mapping[str, Any], *names: str) -> Any:
         for name in names:

@@ -148,6 +148,17 @@ def send(
     raise raises(f"The {service} at {http.base_url} answered {response.status_code} to {method} {path}: {words}")
 
 
+def json_object(response: _Answer, complaint: Exception) -> dict[str, Any]:
+    """The answer's body; raises `complaint` when it is not a JSON object."""
+    try:
+        body = response.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise complaint
+    return body
+
+
 def words_of(response: _Answer) -> str:
     """What an error answer says, whichever of the known shapes it has; at most 2,000 characters."""
     try:

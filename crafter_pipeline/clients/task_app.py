@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from pydantic import ValidationError
 
-from crafter_pipeline.clients.http import REPEATABLE, send
+from crafter_pipeline.clients.http import REPEATABLE, json_object, send
 from crafter_pipeline.contracts import RolloutRequest, RolloutResponse
 from crafter_pipeline.errors import TaskAppError
 
@@ -58,10 +58,5 @@ class TaskAppClient:
         )
 
     def _object(self, response: httpx.Response, path: str) -> dict[str, Any]:
-        try:
-            body = response.json()
-        except ValueError:
-            body = None
-        if not isinstance(body, dict):
-            raise TaskAppError(f"{self._http.base_url}{path} is no task app: it answers with something else than JSON.")
-        return body
+        what = f"{self._http.base_url}{path} is no task app: it answers with something else than JSON."
+        return json_object(response, TaskAppError(what))

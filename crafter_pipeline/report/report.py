@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,6 +20,7 @@ from markupsafe import Markup, escape
 
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.files import replace_file
 from crafter_pipeline.report import plots, text
 
 Status = Literal["succeeded", "partial", "failed"]
@@ -229,8 +228,8 @@ def write_report(report: RunReport, folder: Path | str) -> tuple[Path, Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     as_json = json.dumps(report.to_json(), indent=1, allow_nan=False)
-    html = _write(folder / "report.html", render_html(report))
-    return _write(folder / "report.json", as_json + "\n"), html
+    html = replace_file(folder / "report.html", render_html(report))
+    return replace_file(folder / "report.json", as_json + "\n"), html
 
 
 def read_report(path: Path | str) -> RunReport:
@@ -243,19 +242,6 @@ def read_report(path: Path | str) -> RunReport:
         raise DataError(f"{path}: no such report. A run writes it at its end: `crafter-pipeline run`.") from None
     except ValueError as e:
         raise DataError(f"{path}: not valid JSON: {e}") from e
-
-
-def _write(path: Path, content: str) -> Path:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
-            f.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def plain(value: Any) -> Any:

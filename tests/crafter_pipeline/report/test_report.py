@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from crafter_pipeline import files
 from crafter_pipeline.config import PipelineConfig, parse_config
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, compare_all
@@ -22,7 +23,6 @@ from crafter_pipeline.report import (
     verdict,
     write_report,
 )
-from crafter_pipeline.report import report as report_module
 from crafter_pipeline.report.report import funnel, lineage
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -110,7 +110,7 @@ def test_a_half_written_report_is_never_seen(full_report, tmp_path, monkeypatch)
     def crash(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(report_module.os, "replace", crash)
+    monkeypatch.setattr(files.os, "replace", crash)
     with pytest.raises(OSError, match="disk full"):
         write_report(full_report, tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
