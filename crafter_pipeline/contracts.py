@@ -28,6 +28,12 @@ class StopReason(StrEnum):
     TURN_LIMIT = "turn_limit"  # model calls or ops used up
     TIME_LIMIT = "time_limit"  # safety.max_time_s
     SOLVED = "solved"  # nothing left to achieve
+    FAILED = "failed"  # the task ended unsolved: a wrong answer
+
+    @property
+    def terminal(self) -> bool:
+        """The story ended by itself, not by a limit."""
+        return self in (StopReason.DEATH, StopReason.SOLVED, StopReason.FAILED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ file in `task_app/environments/`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ NO_THOUGHT = "-"
 ACTION_JOINT = "+"
 """Joins the actions of one turn in the history."""
 MAX_ACTIONS_PER_TURN = 8
-TOOL_NAME = "interact_many"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +36,23 @@ class EnvironmentInfo:
     actions: tuple[str, ...]
     """Everything a policy may answer; empty: free text."""
     achievements: tuple[str, ...]
-    """Milestones; reaching a new one is the default reward."""
+    """Milestones of an episode; what evaluation counts."""
+    observations: tuple[str, ...]
+    """Text styles in which it shows itself, the one for hosted models first."""
+    tool_name: str
+    """The one tool that is offered to models which answer by tools."""
+    tool_argument: str
+    """The tool's argument that holds what the policy does."""
+    max_actions: int
+    """Actions that one answer may hold; with 1 the tool's argument is a string, else a list."""
     tiny_system_prompt: str
     """System prompt for the tiny student: a few lower-case words, each one token."""
     vocabulary: tuple[str, ...]
     """Every word of the tiny student's prompts and answers, without duplicates. The order decides token ids."""
+
+    def tool_arguments(self, actions: Sequence[str]) -> dict[str, Any]:
+        """The arguments of a call of the tool that does these actions."""
+        return {self.tool_argument: list(actions) if self.max_actions > 1 else next(iter(actions), "")}
 
 
 def _words(*groups: Iterable[str]) -> tuple[str, ...]:
@@ -56,6 +67,10 @@ CRAFTER = EnvironmentInfo(
     title="Crafter",
     actions=ACTIONS,
     achievements=ACHIEVEMENTS,
+    observations=("compact", "rich", "sparse"),
+    tool_name="interact_many",
+    tool_argument="actions",
+    max_actions=MAX_ACTIONS_PER_TURN,
     tiny_system_prompt=CRAFTER_TINY_PROMPT,
     vocabulary=_words(
         CRAFTER_TINY_PROMPT.split(), (HISTORY_WORD, NO_THOUGHT), ACTIONS, sorted(THOUGHTS), sparse_vocabulary()
@@ -73,28 +88,3 @@ def find_environment(name: str) -> EnvironmentInfo:
             return info
     known = ", ".join(app for info in ENVIRONMENTS.values() for app in info.app_names)
     raise ConfigError(f"There is no environment {name!r}. Known: {known}.")
-
-
-def tool_schema(info: EnvironmentInfo) -> dict[str, Any]:
-    """The one tool of an environment, `interact_many`, in OpenAI's form."""
-    return {
-        "type": "function",
-        "function": {
-            "name": TOOL_NAME,
-            "description": f"Play one or more {info.title} actions, in this order.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "actions": {
-                        "type": "array",
-                        "description": "Names of actions; they are executed from first to last.",
-                        "items": {"type": "string", "enum": list(info.actions)},
-                        "minItems": 1,
-                        "maxItems": MAX_ACTIONS_PER_TURN,
-                    }
-                },
-                "required": ["actions"],
-                "additionalProperties": False,
-            },
-        },
-    }

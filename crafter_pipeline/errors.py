@@ -2,6 +2,7 @@
 
     PipelineError                 an operator can act on it: one line, an exit code, no traceback
     ├── ConfigError          (2)  a config file, key, option or seed is not valid
+    │   └── FieldError            one field of a request; services answer it as 422
     ├── ServiceError         (3)  a service cannot be reached or refuses
     │   ├── TaskAppError
     │   ├── BackendError
@@ -15,6 +16,9 @@ Everything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class PipelineError(Exception):
     """Something an operator can act on. The message says what is wrong and what to do next."""
@@ -26,6 +30,30 @@ class ConfigError(PipelineError):
     """A config file, key, option or seed is not valid."""
 
     exit_code = 2
+
+
+class FieldError(ConfigError):
+    """A field of a request is missing or wrong.
+
+    Args:
+        field: Dotted path in the body, e.g. `policy.config.model`.
+        message: What is wrong and what to send instead.
+    """
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field, self.message = field, message
+
+    def below(self, parent: str) -> FieldError:
+        """The same error, of a body in which the field's owner stands at `parent`."""
+        return FieldError(f"{parent}.{self.field}" if self.field else parent, self.message)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the list of known names when none is near."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names)}"
 
 
 class ServiceError(PipelineError):

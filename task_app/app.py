@@ -31,12 +31,12 @@ from pydantic import Field, ValidationError
 
 from crafter_pipeline.clients.chat import ChatClient
 from crafter_pipeline.contracts import RolloutRequest, RolloutResponse
-from crafter_pipeline.errors import ModelError
+from crafter_pipeline.errors import FieldError, ModelError
 from crafter_pipeline.settings import Settings, load_settings
 from crafter_pipeline.traces.ledger import find_stored, forget
 from crafter_pipeline.traces.store import TraceStore, default_trace_path
 from task_app.environments import Environment, environment_of
-from task_app.requests import RequestRefused, RunIdConflict
+from task_app.requests import RunIdConflict
 from task_app.rollout import Plan, answer_of, plan_rollout, play
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def make_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        warm = asyncio.create_task(asyncio.to_thread(env.start, 0, 1))  # the first world of a process takes 0.5 s
+        warm = asyncio.create_task(asyncio.to_thread(env.task, 0))  # the first world of a process takes 0.5 s
         yield
         await warm
         await desk.aclose()
@@ -130,7 +130,7 @@ def make_app(
         except ValidationError as e:
             errors = e.errors(include_url=False, include_context=False, include_input=False)
             return _refused([{**error, "loc": ["body", *error["loc"]]} for error in errors])
-        except RequestRefused as e:
+        except FieldError as e:
             loc = ["body", *(int(p) if p.isdigit() else p for p in e.field.split("."))]
             return _refused([{"type": "value_error", "loc": loc, "msg": e.message}])
         except RunIdConflict as e:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -20,8 +19,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crafter_pipeline.clients.chat import shown_url
 from crafter_pipeline.contracts import PolicySpec, Reply
-from crafter_pipeline.environments import ACTION_JOINT, HISTORY_WORD, MAX_ACTIONS_PER_TURN, NO_THOUGHT, TOOL_NAME
-from task_app.requests import RequestRefused
+from crafter_pipeline.environments import (
+    ACTION_JOINT,
+    HISTORY_WORD,
+    MAX_ACTIONS_PER_TURN,
+    NO_THOUGHT,
+    EnvironmentInfo,
+)
+from crafter_pipeline.errors import FieldError
+from task_app.environments.protocol import Answer
 
 PROVIDER_URLS = {"groq": "https://api.groq.com/openai/v1", "openai": "https://api.openai.com/v1"}
 PROVIDER_MODELS = {"groq": "qwen/qwen3-32b"}
@@ -91,7 +97,7 @@ class Policy(BaseModel):
 
 
 def read_policy(spec: PolicySpec) -> Policy:
-    """The policy of a request. RequestRefused names the key that is missing or wrong."""
+    """The policy of a request. FieldError names the key that is missing or wrong."""
     config = {k: v for k, v in spec.config.items() if v is not None}
     provider = str(config.get("provider") or config.get("vendor") or "").lower()
     if provider in PROVIDER_URLS:
@@ -107,7 +113,7 @@ def read_policy(spec: PolicySpec) -> Policy:
             message = "send the http(s) URL of an OpenAI-compatible chat model, or provider groq or openai"
         elif error["loc"] == ("model",):
             message = "send the name of the chat model that plays"
-        raise RequestRefused(".".join(("policy.config", *map(str, error["loc"]))), message) from None
+        raise FieldError(".".join(("policy.config", *map(str, error["loc"]))), message) from None
 
 
 def with_cid(url: str, cid: str | None) -> str:
@@ -192,26 +198,12 @@ _SPLIT = re.compile(r"[\n,;]|\band\b|\bthen\b", re.IGNORECASE)
 _LEAD = re.compile(r"^\s*(?:[-*•>]+|\d+[.)])?\s*(?:actions?\s*:)?\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model's answer means."""
-
-    actions: tuple[str, ...]
-    """To execute; ("noop",) after a parse failure."""
-    failure: str | None = None
-    """Why nothing could be read."""
-    dropped: tuple[str, ...] = ()
-    """Readable actions beyond the limit of a turn."""
-    unknown: tuple[str, ...] = ()
-    """Names that are no actions."""
-
-
-def read_answer(reply: Reply, actions: frozenset[str], limit: int, use_tools: bool) -> Answer:
+def read_answer(reply: Reply, info: EnvironmentInfo, actions: frozenset[str], limit: int, use_tools: bool) -> Answer:
     """The actions of an answer: of its tool calls where tools are offered and used, else of its text."""
     if not use_tools and reply.content in actions:  # the tiny student's usual answer
         return Answer((reply.content,))
     if use_tools and reply.tool_calls:
-        named, failure = _named_in_calls(reply.tool_calls)
+        named, failure = _named_in_calls(reply.tool_calls, info)
         known = {name: name for name in actions}
     else:
         named, failure = _named_in_text(reply.content)
@@ -221,18 +213,18 @@ def read_answer(reply: Reply, actions: frozenset[str], limit: int, use_tools: bo
     if not found:
         if failure is None:
             failure = f"no known action in {_short(reply.content or str(unknown))}" if named else "the answer is empty"
-        return Answer(("noop",), failure, unknown=unknown)
-    return Answer(tuple(found[:limit]), None, tuple(found[limit:]), unknown)
+        return Answer((), failure, unknown=unknown)
+    return Answer(tuple(found[:limit]), dropped=tuple(found[limit:]), unknown=unknown)
 
 
-def _named_in_calls(calls: tuple[dict[str, Any], ...]) -> tuple[list[str], str | None]:
+def _named_in_calls(calls: tuple[dict[str, Any], ...], info: EnvironmentInfo) -> tuple[list[str], str | None]:
     names: list[str] = []
     failure = None
     for call in calls:
         function = call.get("function")
         target: Mapping[str, Any] = function if isinstance(function, dict) else call
-        if target.get("name") != TOOL_NAME:
-            failure = f"there is no tool {_short(str(target.get('name')))}; the tool is {TOOL_NAME}"
+        if target.get("name") != info.tool_name:
+            failure = f"there is no tool {_short(str(target.get('name')))}; the tool is {info.tool_name}"
             continue
         arguments = target.get("arguments")
         try:
@@ -240,13 +232,13 @@ def _named_in_calls(calls: tuple[dict[str, Any], ...]) -> tuple[list[str], str |
         except orjson.JSONDecodeError:
             failure = f"the tool's arguments are not JSON: {_short(str(arguments))}"
             continue
-        values = parsed.get("actions") if isinstance(parsed, dict) else None
+        values = parsed.get(info.tool_argument) if isinstance(parsed, dict) else None
         if isinstance(values, str):
             values = [values]
         if isinstance(values, list) and values:
             names += [v if isinstance(v, str) else str(v) for v in values]
         else:
-            failure = f"the tool's arguments hold no list `actions`: {_short(str(arguments))}"
+            failure = f"the tool's arguments hold no list `{info.tool_argument}`: {_short(str(arguments))}"
     return names, failure
 
 

@@ -17,12 +17,11 @@ import orjson
 
 from crafter_pipeline.clients.chat import ChatClient, chat_url
 from crafter_pipeline.contracts import Rollout, RolloutRequest, StopReason, Turn
-from crafter_pipeline.environments import TOOL_NAME
+from crafter_pipeline.errors import FieldError, suggest
+from crafter_pipeline.rewards import Shaper, StepRewards, read_step_rewards
 from crafter_pipeline.traces.wire import trace_payload
-from task_app.environments import Environment, Episode
+from task_app.environments import Environment, Episode, Setup
 from task_app.policies import History, Policy, Prompter, read_policy, with_cid
-from task_app.requests import RequestRefused, suggest
-from task_app.rewards import Shaper, StepRewards, read_step_rewards
 
 CALL_SECONDS = 600.0
 """Deadline of one model call, all its tries included."""
@@ -38,6 +37,7 @@ class Plan:
 
     request: RolloutRequest
     environment: Environment
+    setup: Setup
     policy: Policy
     seed: int
     max_env_steps: int
@@ -59,12 +59,12 @@ class Plan:
 
 
 def plan_rollout(request: RolloutRequest, environment: Environment) -> Plan:
-    """Resolve a request. RequestRefused names the field that is wrong."""
+    """Resolve a request. FieldError names the field that is wrong."""
     info, env = environment.info, request.env
     asked = (env.env_name or info.name).lower()
     names = (info.name, *info.app_names)
     if asked not in (*names, "crafterclassic", "crafter_classic"):
-        raise RequestRefused("env.env_name", f"this task app plays {info.name}, not {asked!r}; {suggest(asked, names)}")
+        raise FieldError("env.env_name", f"this task app plays {info.name}, not {asked!r}; {suggest(asked, names)}")
     policy = read_policy(request.policy)
     shaping_field, shaping = "policy.config.step_rewards", request.policy.config.get("step_rewards")
     if shaping is None:
@@ -72,20 +72,29 @@ def plan_rollout(request: RolloutRequest, environment: Environment) -> Plan:
     correlation_id = policy.correlation_id()
     if correlation_id is None and request.mode == "rl":
         if not policy.is_gateway:
-            raise RequestRefused(
+            raise FieldError(
                 "policy.config.trace_correlation_id",
                 "mode rl needs a correlation id: send it here, or as ?cid=trace_… in inference_url",
             )
         correlation_id = f"trace_{request.run_id}"
     max_env_steps, max_turns = _limits(request, policy)
+    try:
+        setup = environment.prepare(env.config)
+    except FieldError as e:
+        raise e.below("env.config") from None
+    try:
+        step_rewards = read_step_rewards(shaping, info.achievements)
+    except FieldError as e:
+        raise e.below(shaping_field) from None
     return Plan(
         request=request,
         environment=environment,
+        setup=setup,
         policy=policy,
         seed=env.seed or 0,
         max_env_steps=max_env_steps,
         max_turns=max_turns,
-        step_rewards=read_step_rewards(shaping, shaping_field, info.achievements),
+        step_rewards=step_rewards,
         correlation_id=correlation_id,
         digest=_digest(request),
     )
@@ -101,7 +110,7 @@ def _limits(request: RolloutRequest, policy: Policy) -> tuple[int, int | None]:
     )
     agent_ops = sum(_is_agent_op(i, op) for i, op in enumerate(request.ops))
     if request.ops and not agent_ops:
-        raise RequestRefused("ops", 'no agent op in it: send ["agent", "env", …], or an empty list to play to a limit')
+        raise FieldError("ops", 'no agent op in it: send ["agent", "env", …], or an empty list to play to a limit')
     given = [n for n in (policy.max_llm_calls, per_episode, agent_ops or None) if n is not None]
     if not given and env_steps is None:
         given = [DEFAULT_TURNS]
@@ -117,14 +126,14 @@ def _positive(config: Mapping[str, Any], key: str, field: str, most: int | None 
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
-        raise RequestRefused(f"{field}.{key}", "send an integer from 1 on" + (f" to {most}" if most else ""))
+        raise FieldError(f"{field}.{key}", "send an integer from 1 on" + (f" to {most}" if most else ""))
     return value
 
 
 def _is_agent_op(index: int, op: str | dict[str, Any]) -> bool:
     name = op if isinstance(op, str) else op.get("type") or op.get("op")
     if name not in _AGENT_OPS and name not in _ENV_OPS:
-        raise RequestRefused(f"ops.{index}", f"there is no op {name!r}; known: agent, env")
+        raise FieldError(f"ops.{index}", f"there is no op {name!r}; known: agent, env")
     return name in _AGENT_OPS
 
 
@@ -152,12 +161,14 @@ class Played:
     rollout: Rollout
     final_observation: str
     shaper: Shaper | None
+    details: dict[str, Any]
+    """The environment's own facts of the result."""
 
 
 async def play(plan: Plan, chat: ChatClient) -> Played:
     """Play an episode to its end. ModelError when the chat model fails for good."""
     request, policy, environment = plan.request, plan.policy, plan.environment
-    course = _Course(plan, environment.start(plan.seed, plan.budget))
+    course = _Course(plan, environment.start(plan.seed, plan.budget, plan.setup))
     created_at = time.time()
     prompter = Prompter(policy, request.run_id, environment.system_prompt(policy), environment.tools(policy))
     try:
@@ -191,7 +202,7 @@ async def play(plan: Plan, chat: ChatClient) -> Played:
         tools=environment.tools(policy),
         metadata=metadata,
     )
-    return Played(rollout, course.observation, course.shaper)
+    return Played(rollout, course.observation, course.shaper, course.episode.details)
 
 
 @dataclass(slots=True)
@@ -219,19 +230,15 @@ class _Course:
             reply = await chat.complete(url, payload, deadline_s=CALL_SECONDS)
             answer = read(reply, policy)
             before = episode.counters() if self.shaper is not None else None
-            done = died = False
-            executed, reward = 0, 0.0
-            unlocked: tuple[str, ...] = ()
+            steps = [] if answer.actions else [episode.unreadable(answer)]
             for action in answer.actions:
-                step = episode.step(action)
-                executed += 1
-                reward += step.reward
-                if step.unlocked:
-                    unlocked += step.unlocked
-                if step.done:
-                    done, died = True, step.died
+                steps.append(episode.step(action))
+                if steps[-1].end is not None:
                     break
-            actions = answer.actions[:executed]
+            end, executed = steps[-1].end, len(steps)
+            reward = sum(step.reward for step in steps)
+            unlocked = tuple(name for step in steps for name in step.unlocked)
+            actions = tuple(step.action for step in steps)
             index = len(self.turns)
             info: dict[str, Any] = {}
             if self.shaper is not None and before is not None:
@@ -260,17 +267,14 @@ class _Course:
                     info=info,
                 )
             )
-            if died:
-                return StopReason.DEATH
-            if unlocked and episode.solved:
-                return StopReason.SOLVED
-            if done or self.env_steps >= plan.max_env_steps:
-                return StopReason.ENV_LIMIT if self.env_steps >= plan.max_env_steps else StopReason.TURN_LIMIT
+            if end is not None and end.terminal:
+                return end
+            if self.env_steps >= plan.max_env_steps:
+                return StopReason.ENV_LIMIT
+            if end is not None:  # the budget that the limits allow together
+                return StopReason.TURN_LIMIT
             history.add(reply.thinking, actions)
         return StopReason.TURN_LIMIT
-
-
-_TERMINAL = frozenset({StopReason.DEATH, StopReason.SOLVED})
 
 
 def answer_of(plan: Plan, played: Played) -> bytes:
@@ -285,6 +289,7 @@ def answer_of(plan: Plan, played: Played) -> bytes:
         "turn_rewards": [turn.reward for turn in turns],
         "parse_failures": sum(turn.parse_failure is not None for turn in turns),
     }
+    details |= played.details
     if shaper is not None:
         details["stepwise"] = shaper.summary()
     pipeline_metadata = {"inference_url": url}
@@ -293,7 +298,7 @@ def answer_of(plan: Plan, played: Played) -> bytes:
     trajectory = {
         "env_id": f"{rollout.environment}::{rollout.seed}",
         "policy_id": rollout.policy,
-        "steps": [_step(rollout, turn, url, plan.policy.history) for turn in turns] if record.trajectories else [],
+        "steps": [_step(plan, rollout, turn, url) for turn in turns] if record.trajectories else [],
         "final": {"observation": {"text": played.final_observation}},
         "length": len(turns),
         "inference_url": url,
@@ -322,14 +327,14 @@ def answer_of(plan: Plan, played: Played) -> bytes:
     )
 
 
-def _step(rollout: Rollout, turn: Turn, url: str, history: int) -> dict[str, Any]:
-    reply = turn.reply
+def _step(plan: Plan, rollout: Rollout, turn: Turn, url: str) -> dict[str, Any]:
+    reply, environment = turn.reply, plan.environment.info
     last = turn is rollout.turns[-1]
-    terminal = last and rollout.stop_reason in _TERMINAL
+    terminal = last and rollout.stop_reason.terminal
     meta: dict[str, Any] = {
         "inference_url": url,
         "turn_index": turn.index,
-        "history_len": min(turn.index, history),
+        "history_len": min(turn.index, plan.policy.history),
         "inference_ms": round(reply.latency_ms, 3),
         "usage": {
             "prompt_tokens": reply.prompt_tokens,
@@ -344,7 +349,7 @@ def _step(rollout: Rollout, turn: Turn, url: str, history: int) -> dict[str, Any
         info["parse_failure"] = turn.parse_failure
     return {
         "obs": {"text": turn.observation},
-        "tool_calls": [{"tool_name": TOOL_NAME, "arguments": {"actions": turn.actions}}],
+        "tool_calls": [{"tool_name": environment.tool_name, "arguments": environment.tool_arguments(turn.actions)}],
         "reward": turn.reward,
         "done": terminal,
         "truncated": last and not terminal,

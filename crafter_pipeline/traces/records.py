@@ -17,13 +17,13 @@ from typing import Any
 import orjson
 
 from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
+from crafter_pipeline.environments import CRAFTER, ENVIRONMENTS
 from crafter_pipeline.thinking import split_thinking
 
 WRITER = "crafter-pipeline"
 Json = dict[str, Any]
 
 _REQUEST_KEYS = ("temperature", "top_p", "max_tokens")
-_TERMINAL = frozenset({StopReason.DEATH, StopReason.SOLVED})
 
 
 # --------------------------------------------------------------------------- small things
@@ -189,8 +189,8 @@ def step_id(turn: Turn) -> str:
 def ending(rollout: Rollout, turn: Turn) -> tuple[bool, bool]:
     """(terminated, truncated) of a turn: one of them is true for the last one."""
     last = turn is rollout.turns[-1]
-    died = rollout.stop_reason in _TERMINAL
-    return last and died, last and not died
+    terminal = rollout.stop_reason.terminal
+    return last and terminal, last and not terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ class MessageRecord:
     event_time: float
 
 
-def message_records(turn: Turn) -> list[MessageRecord]:
+def message_records(rollout: Rollout, turn: Turn) -> list[MessageRecord]:
     """System prompt, last user message and the assistant's actions. The whole prompt is in the call record."""
     base: Json = {"turn": turn.index, "step_id": step_id(turn)}
     records = []
@@ -219,7 +219,8 @@ def message_records(turn: Turn) -> list[MessageRecord]:
         answer["reasoning_content"] = turn.reply.thinking
     if turn.parse_failure is not None:
         answer["parse_failure"] = turn.parse_failure
-    actions = [{"tool_name": "interact_many", "arguments": {"actions": list(turn.actions)}}]
+    info = ENVIRONMENTS.get(rollout.environment, CRAFTER)  # another writer's environment: named as the original did
+    actions = [{"tool_name": info.tool_name, "arguments": info.tool_arguments(turn.actions)}]
     records.append(MessageRecord("assistant", actions, answer, turn.ended_at))
     return records
 

@@ -217,7 +217,7 @@ class _EncodedTurn:
                 m.event_time,
                 r.dumps(m.metadata),
             )
-            for m in r.message_records(turn)
+            for m in r.message_records(rollout, turn)
         ]
 
     def step(self, step: int, position: int) -> tuple[Any, ...]:

@@ -69,7 +69,7 @@ def _compact(rollout: Rollout) -> dict[str, Any]:
         "created_at": r.iso(rollout.created_at),
         "metadata": r.session_metadata(rollout),
         "events_count": 2 * len(rollout.turns),
-        "messages_count": sum(len(r.message_records(turn)) for turn in rollout.turns),
+        "messages_count": sum(len(r.message_records(rollout, turn)) for turn in rollout.turns),
         "lm_calls": [
             {
                 "turn": turn.index,
@@ -150,7 +150,7 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
                 "system_state_after": {"text": turn.next_observation},
             }
         )
-        for message in r.message_records(turn):
+        for message in r.message_records(rollout, turn):
             answer = message.message_type == "assistant"
             messages.append(
                 {

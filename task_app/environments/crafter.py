@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crafter_pipeline.contracts import Reply
-from crafter_pipeline.environments import CRAFTER, TOOL_NAME, EnvironmentInfo, tool_schema
+from crafter_pipeline.contracts import Reply, StopReason
+from crafter_pipeline.environments import CRAFTER, EnvironmentInfo
 from crafter_pipeline.game import ACHIEVEMENTS, CELL_CHARACTERS, Game, render_text
 from crafter_pipeline.game.rules import COW, SKELETON, TREE, ZOMBIE
 from crafter_pipeline.game.worldgen import generate_world
-from task_app.policies import Answer, Policy, read_answer
-from task_app.rewards import Counters
+from crafter_pipeline.rewards import Counters
+from task_app.environments.protocol import Answer, Setup, Step
+from task_app.policies import Policy, read_answer
 
 AREA = (64, 64)
 EPISODE_LENGTH = 10_000
@@ -77,34 +79,79 @@ CRITERIA = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CrafterStep:
-    """What one action brought; the default reward counts achievements, health is not part of it."""
+_TOOL = {
+    "type": "function",
+    "function": {
+        "name": CRAFTER.tool_name,
+        "description": "Play one or more Crafter actions, in this order.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                CRAFTER.tool_argument: {
+                    "type": "array",
+                    "description": "Names of actions; they are executed from first to last.",
+                    "items": {"type": "string", "enum": list(CRAFTER.actions)},
+                    "minItems": 1,
+                    "maxItems": CRAFTER.max_actions,
+                }
+            },
+            "required": [CRAFTER.tool_argument],
+            "additionalProperties": False,
+        },
+    },
+}
 
-    reward: float
-    unlocked: tuple[str, ...]
-    done: bool
-    died: bool
+
+@dataclass(frozen=True, slots=True)
+class CrafterSetup:
+    """How the world is made."""
+
+    def record(self) -> dict[str, Any]:
+        """What differs from the unchanged game."""
+        return {}
 
 
 class CrafterEpisode:
-    """One game."""
+    """One game. The reward counts achievements; health is not part of it."""
 
-    def __init__(self, seed: int, max_steps: int) -> None:
-        self._game = Game(seed, max_steps=max_steps)
+    def __init__(self, game: Game) -> None:
+        self._game = game
 
     def observe(self, style: str) -> str:
         """The observation as text, in a style of `game.STYLES`."""
         return render_text(self._game.observe(), style)
 
-    def step(self, action: str) -> CrafterStep:
+    def picture(self, pixels: int) -> bytes:
+        """The game's own picture."""
+        raise NotImplementedError
+
+    def step(self, action: str) -> Step:
         """Play one action."""
         result = self._game.step(action)
-        return CrafterStep(float(len(result.unlocked)), result.unlocked, result.done, result.died)
+        end = None
+        if result.died:
+            end = StopReason.DEATH
+        elif result.unlocked and len(self._game.unlocked) == len(ACHIEVEMENTS):
+            end = StopReason.SOLVED
+        elif result.done:
+            end = StopReason.ENV_LIMIT
+        return Step(action, float(len(result.unlocked)), result.unlocked, end)
+
+    def unreadable(self, answer: Answer) -> Step:
+        """A noop."""
+        return self.step("noop")
 
     def counters(self) -> Counters:
         """Inventory and achievement counts."""
         return Counters(self._game.inventory, self._game.achievements)
+
+    def snapshot(self) -> bytes:
+        """The game's snapshot, about 4 KB."""
+        return self._game.snapshot()
+
+    def state(self) -> dict[str, Any]:
+        """Everything the low-level routes show."""
+        raise NotImplementedError
 
     @property
     def unlocked(self) -> tuple[str, ...]:
@@ -112,19 +159,36 @@ class CrafterEpisode:
         return self._game.unlocked
 
     @property
-    def solved(self) -> bool:
-        """All 22 achievements are unlocked."""
-        return len(self._game.unlocked) == len(ACHIEVEMENTS)
+    def details(self) -> dict[str, Any]:
+        """Nothing beside what every environment tells."""
+        return {}
 
 
 class CrafterEnvironment:
     """The registry's entry."""
 
     info: EnvironmentInfo = CRAFTER
+    has_pictures = True
+    config_keys: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self._actions = frozenset(CRAFTER.actions)
-        self._tools = (tool_schema(CRAFTER),)
+
+    def prepare(self, config: Mapping[str, Any]) -> CrafterSetup:
+        """Read `env.config`."""
+        return CrafterSetup()
+
+    def start(self, seed: int, max_steps: int, setup: Setup) -> CrafterEpisode:
+        """A new game."""
+        return CrafterEpisode(Game(seed, max_steps=max_steps))
+
+    def restore(self, snapshot: bytes) -> CrafterEpisode:
+        """A game that goes on."""
+        return CrafterEpisode(Game.restore(snapshot))
+
+    def rubrics(self) -> dict[str, Any]:
+        """What a judge looks at."""
+        return CRITERIA
 
     def system_prompt(self, policy: Policy) -> str:
         """The tiny student's one line, or rules, legend, actions and answer format."""
@@ -135,7 +199,7 @@ class CrafterEnvironment:
         n = policy.max_actions_per_turn
         some = "one action" if n == 1 else f"one to {n} actions, in the order in which they are played"
         if policy.use_tools:
-            form = f"Answer with one call of the tool {TOOL_NAME}: {some}."
+            form = f"Answer with one call of the tool {CRAFTER.tool_name}: {some}."
         else:
             form = f"Think as long as you need, then end with {some}, " + (
                 "as <action>move_left</action>." if n == 1 else "as <action>move_left, do</action>."
@@ -150,15 +214,11 @@ class CrafterEnvironment:
 
     def tools(self, policy: Policy) -> tuple[dict[str, Any], ...]:
         """`interact_many`, if the policy answers by tools."""
-        return self._tools if policy.use_tools else ()
+        return (_TOOL,) if policy.use_tools else ()
 
     def read(self, reply: Reply, policy: Policy) -> Answer:
         """The actions of an answer."""
-        return read_answer(reply, self._actions, policy.max_actions_per_turn, policy.use_tools)
-
-    def start(self, seed: int, max_steps: int) -> CrafterEpisode:
-        """A new game."""
-        return CrafterEpisode(seed, max_steps)
+        return read_answer(reply, CRAFTER, self._actions, policy.max_actions_per_turn, policy.use_tools)
 
     def taskset(self) -> dict[str, Any]:
         """Seeds as a data set."""
@@ -219,7 +279,7 @@ class CrafterEnvironment:
             "inference": {
                 "supports_proxy": False,
                 "endpoints": {},
-                "tool": {"name": TOOL_NAME, "parallel_tool_calls": False},
+                "tool": {"name": CRAFTER.tool_name, "parallel_tool_calls": False},
             },
             "limits": {"max_ops": 100_000, "max_time_s": 3600},
             "task_metadata": {},

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from crafter_pipeline.contracts import PolicySpec, Reply
-from crafter_pipeline.environments import CRAFTER, tool_schema
+from crafter_pipeline.environments import CRAFTER
+from task_app.environments import environment_of
 from task_app.policies import read_answer, read_policy, with_cid
 
 ACTIONS = frozenset(CRAFTER.actions)
 
 
 def read(content: str = "", calls: tuple = (), *, limit: int = 8):
-    return read_answer(Reply(content=content, tool_calls=calls), ACTIONS, limit, use_tools=bool(calls))
+    return read_answer(Reply(content=content, tool_calls=calls), CRAFTER, ACTIONS, limit, use_tools=bool(calls))
 
 
 @pytest.mark.parametrize(
@@ -46,9 +47,9 @@ def test_text_answers_are_read_tolerantly(content, actions):
 
 
 @pytest.mark.parametrize("content", ["", "  ", "jump", "I think we should go up", "{}", '{"actions": []}', "{broken"])
-def test_nothing_readable_is_a_failure_and_a_noop(content):
+def test_nothing_readable_is_a_failure(content):
     answer = read(content)
-    assert answer.actions == ("noop",) and answer.failure
+    assert not answer.actions and answer.failure
 
 
 def call(arguments, name="interact_many"):
@@ -81,7 +82,7 @@ def test_tool_calls_are_read(calls, actions):
 )
 def test_an_unusable_tool_call_says_why(calls, reason):
     answer = read(calls=calls)
-    assert answer.actions == ("noop",) and reason in answer.failure
+    assert not answer.actions and reason in answer.failure
 
 
 def test_move_and_do_are_both_played():
@@ -94,14 +95,14 @@ def test_too_many_actions_are_cut_and_kept_aside():
 
 
 def test_the_tool_offers_exactly_the_17_actions():
-    schema = tool_schema(CRAFTER)["function"]["parameters"]["properties"]["actions"]
+    policy = read_policy(PolicySpec(config={"model": "m", "inference_url": "http://m/v1"}))
+    (tool,) = environment_of("crafter").tools(policy)
+    schema = tool["function"]["parameters"]["properties"]["actions"]
     assert schema["items"]["enum"] == list(CRAFTER.actions) and len(CRAFTER.actions) == 17
     assert (schema["minItems"], schema["maxItems"]) == (1, 8)
 
 
 def test_no_think_is_said_in_words_not_in_fields():
-    from task_app.environments import environment_of
-
     config = {"model": "m", "inference_url": "http://m/v1", "thinking_mode": "no_think"}
     policy = read_policy(PolicySpec(config=config))
     assert environment_of("crafter").system_prompt(policy).endswith("/no_think")

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from task_app.requests import RequestRefused, suggest
+from crafter_pipeline.errors import FieldError, suggest
 
 MODE = "decision_stepwise"
 STRATEGIES = {
@@ -76,23 +76,23 @@ class StepRewards(BaseModel):
     """Credits per achievement and episode; default 1; 0 or less: no limit."""
 
 
-def read_step_rewards(config: Any, field: str, achievements: tuple[str, ...]) -> StepRewards | None:
-    """The active shaping of a config value, or None. RequestRefused names a wrong strategy, achievement or type."""
+def read_step_rewards(config: Any, achievements: tuple[str, ...]) -> StepRewards | None:
+    """The active shaping of a config value, or None. FieldError names a wrong strategy, achievement or type."""
     if not isinstance(config, dict) or not config.get("enabled") or config.get("mode") != MODE:
         return None
     try:
         parsed = StepRewards.model_validate({k: v for k, v in config.items() if v is not None})
     except ValidationError as e:
         error = e.errors()[0]
-        raise RequestRefused(".".join((field, *map(str, error["loc"]))), error["msg"]) from None
+        raise FieldError(".".join(map(str, error["loc"])), error["msg"]) from None
     if parsed.strategy not in STRATEGIES:
         hint = suggest(parsed.strategy, STRATEGIES)
-        raise RequestRefused(f"{field}.strategy", f"there is no strategy {parsed.strategy!r}; {hint}")
+        raise FieldError("strategy", f"there is no strategy {parsed.strategy!r}; {hint}")
     for part, names in (("weights", parsed.weights), ("k_limits", parsed.k_limits)):
         for name in names:
             if name not in achievements:
                 hint = suggest(name, achievements)
-                raise RequestRefused(f"{field}.{part}.{name}", f"there is no achievement {name!r}; {hint}")
+                raise FieldError(f"{part}.{name}", f"there is no achievement {name!r}; {hint}")
     return parsed
 
 
