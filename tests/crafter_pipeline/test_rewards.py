@@ -72,20 +72,3 @@ def test_wrong_names_are_refused_with_the_nearest_one(config, field, hint):
     with pytest.raises(FieldError) as caught:
         shaped(config)
     assert caught.value.field == field and hint in caught.value.message
-
-
-def test_a_shaped_rollout_tells_base_and_shaped_rewards(serve, make_chat, make_body):
-    shaping = ON | {"strategy": "consistent", "indicator_lambda": 0.5}
-    body = make_body(policy={"step_rewards": shaping}, env={"max_env_steps": 60}, seed=1)
-    answer = serve(make_chat("sleep")).post("/rollout", json=body).json()
-    details, (trajectory,) = answer["metrics"]["details"], answer["trajectories"]
-    assert details["stepwise"]["reward_sum"] == answer["metrics"]["mean_return"] == 0.5 * len(details["achievements"])
-    assert len(trajectory["decision_samples"]) == len(trajectory["steps"])
-    assert {s["info"]["stepwise"]["base_reward"] for s in trajectory["steps"]} <= {0.0, 1.0}
-
-
-def test_env_config_may_hold_the_shaping(serve, make_chat, make_body):
-    body = make_body(env={"max_env_steps": 3, "step_rewards": ON | {"strategy": "nope"}})
-    answer = serve(make_chat("do")).post("/rollout", json=body)
-    assert answer.status_code == 422
-    assert answer.json()["detail"][0]["loc"] == ["body", "env", "config", "step_rewards", "strategy"]

@@ -363,3 +363,23 @@ def test_a_published_client_s_request_is_played(serve, make_chat, tool_call):
     }
     answer = play(serve(make_chat(tool_call({"actions": ["move_left", "do"]}))), body)
     assert answer.metrics.num_steps == 3 and answer.ops_executed == 6 and answer.trace is not None
+
+
+SHAPED = {"enabled": True, "mode": "decision_stepwise"}
+
+
+def test_a_shaped_rollout_tells_base_and_shaped_rewards(serve, make_chat, make_body):
+    shaping = SHAPED | {"strategy": "consistent", "indicator_lambda": 0.5}
+    body = make_body(policy={"step_rewards": shaping}, env={"max_env_steps": 60}, seed=1)
+    answer = serve(make_chat("sleep")).post("/rollout", json=body).json()
+    details, (trajectory,) = answer["metrics"]["details"], answer["trajectories"]
+    assert details["stepwise"]["reward_sum"] == answer["metrics"]["mean_return"] == 0.5 * len(details["achievements"])
+    assert len(trajectory["decision_samples"]) == len(trajectory["steps"])
+    assert {s["info"]["stepwise"]["base_reward"] for s in trajectory["steps"]} <= {0.0, 1.0}
+
+
+def test_env_config_may_hold_the_shaping(serve, make_chat, make_body):
+    body = make_body(env={"max_env_steps": 3, "step_rewards": SHAPED | {"strategy": "nope"}})
+    answer = serve(make_chat("do")).post("/rollout", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "env", "config", "step_rewards", "strategy"]
