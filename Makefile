@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
 
-.PHONY: setup run smoke test test-slow check format clean
+.PHONY: setup run smoke test test-slow bench check format clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
+
+bench: setup
+	$(BIN)/python -m benchmarks
 
 check: setup
 	$(BIN)/ruff format --check .

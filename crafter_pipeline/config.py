@@ -16,6 +16,7 @@ import tomli
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.judging.rubric import PROGRAMMATIC, read_rubrics
 
 TRAIN_SEEDS_END = 900_000
 DEV_SEEDS_START = 900_000
@@ -51,36 +52,88 @@ class SeedRange(Config):
         return range(self.start, self.start + self.count)
 
 
+Observation = Literal["plain", "sparse", "compact", "rich", "synth", "image", "image-only"]
+HistoryForm = Literal["line", "turns"]
+StopOn = Literal["damage", "unlock"]
+ToolChoice = Literal["auto", "required", "none"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "default"]
+ThinkingMode = Literal["think", "no_think"]
+
+
 class PolicyConfig(Config):
     """How a chat model plays: what it is shown, how it answers, how it is sampled."""
 
-    observation: Literal["sparse", "compact", "rich"] = "sparse"
-    """Text form of what the player sees."""
+    observation: Observation = "sparse"
+    """What the model is shown: text in one of four styles, `image` (compact text and a picture), or `image-only`."""
+    image_pixels: int = Field(default=64, ge=32, le=512)
+    """Width and height of a picture."""
+    event_line: bool = False
+    """Whether a line `did: …` tells what each action of the last turn did."""
     history: int = Field(default=3, ge=0, le=20)
-    """How many past (thought, action) pairs stand in the user message."""
+    """How many earlier turns the model is reminded of."""
+    history_form: HistoryForm = "line"
+    """line: (thought, actions) pairs in one line of the user message; turns: the earlier messages themselves."""
+    keep_thoughts: bool = True
+    """Whether earlier turns are told with their thoughts; in the form line, thoughts of one word."""
     max_actions_per_turn: int = Field(default=1, ge=1, le=8)
     """Actions executed of one answer; further ones are recorded and dropped."""
+    stop_on: tuple[StopOn, ...] = ()
+    """What ends a turn's actions early: damage, unlock."""
+    parse_failure_penalty: float = Field(default=0.0, ge=0)
+    """Taken off a turn's reward when its answer cannot be read."""
     use_tools: bool = False
-    """True: the model answers by the tool `interact_many`; False: in text."""
+    """True: the model answers by the environment's tool; False: in text."""
+    tool_choice: ToolChoice | None = None
+    """For use_tools; unset: exactly the environment's tool."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """Sampling temperature."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus sampling; RL needs 1.0."""
     max_tokens: int = Field(default=16, ge=1, le=32_768)
     """Sampled tokens per turn, thinking included."""
+    reasoning_effort: ReasoningEffort | None = None
+    """For models that know it; unset: not sent."""
+    thinking_mode: ThinkingMode | None = None
+    """Switches the thinking of models that can do both; unset: as they come."""
+    thinking_budget: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Thinking tokens, for chat templates that know the word; unset: not sent."""
 
 
 class TaskAppConfig(Config):
     """Where the environment is served."""
 
-    runtime: Literal["uvicorn", "url"] = "uvicorn"
-    """uvicorn: a child of the flow; url: one that runs already."""
+    runtime: Literal["uvicorn", "docker", "modal", "url"] = "uvicorn"
+    """uvicorn: a child of the flow; docker: a container of the flow; modal: deployed to Modal, where it stays;
+    url: one that runs already."""
     url: str | None = None
     """Address for runtime = "url"; unset: TASK_APP_URL."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of the child; 0: any free one."""
+    """Port of the child or container; 0: any free one."""
     trace_dir: Path | None = None
     """Folder of trace DBs; unset: `<run folder>/traces`, so that runs do not mix."""
+    image: str | None = None
+    """Docker image for runtime = "docker"; unset: built from the checkout's Dockerfile."""
+    modal_name: str = Field(default="crafter-task-app", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Name of the app on Modal."""
+    modal_secret: str = Field(default="crafter-pipeline", min_length=1)
+    """Modal secret with ENVIRONMENT_API_KEY and the keys of hosted models."""
+    gate: bool = True
+    """Whether the environment is tried for a second or two before a run trains on it."""
+
+    @model_validator(mode="after")
+    def _options_of_its_runtime(self) -> Self:
+        belongs = {
+            "url": ("url",),
+            "port": ("uvicorn", "docker"),
+            "image": ("docker",),
+            "modal_name": ("modal",),
+            "modal_secret": ("modal",),
+        }
+        for name, runtimes in belongs.items():
+            if getattr(self, name) != type(self).model_fields[name].default and self.runtime not in runtimes:
+                wanted = " or ".join(repr(r) for r in runtimes)
+                raise ValueError(f"{name} is for runtime = {wanted}, not {self.runtime!r}")
+        return self
 
 
 class BackendConfig(Config):
@@ -90,10 +143,18 @@ class BackendConfig(Config):
     """local: a child of the flow; url: one that runs already."""
     url: str | None = None
     """Address for runtime = "url", with or without /api; unset: BACKEND_BASE_URL."""
+    public_url: str | None = None
+    """Address of the child as the task app sees it, e.g. of a tunnel; unset: its own on this machine."""
     port: int = Field(default=0, ge=0, le=65535)
     """Port of the child; 0: any free one."""
     data_dir: Path | None = None
     """Files, jobs and models of the child; unset: `<run folder>/backend`."""
+
+    @model_validator(mode="after")
+    def _public_url_is_of_the_child(self) -> Self:
+        if self.public_url is not None and self.runtime != "local":
+            raise ValueError('public_url is for runtime = "local"; otherwise url is the address that everybody uses')
+        return self
 
 
 class CollectConfig(Config):
@@ -109,6 +170,8 @@ class CollectConfig(Config):
     """Worlds to play."""
     max_env_steps: int = Field(default=100, ge=1, le=10_000)
     """Game actions per episode."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
     max_turns: int | None = Field(default=None, ge=1)
     """Model calls per episode; unset: max_env_steps."""
     concurrency: int = Field(default=16, ge=1, le=512)
@@ -179,6 +242,50 @@ class SftConfig(Config):
     """For lora and qlora."""
 
 
+class RewardBlend(Config):
+    """What the reward of a judged turn is made of."""
+
+    env: float = 1.0
+    """Times the environment's own reward of the turn."""
+    event: float = 0.0
+    """Times the turn's review, 0 to 1."""
+    outcome: float = 0.0
+    """Times the episode's review, 0 to 1; added to the last turn."""
+
+
+class JudgeConfig(Config):
+    """Who judges the rollouts of RL, and what that counts."""
+
+    model: str = Field(default=PROGRAMMATIC, min_length=1)
+    """programmatic: functions of the trace; else a chat model's name."""
+    inference_url: str | None = Field(default=None, pattern=r"^https?://[^/]")
+    """The chat model's OpenAI-compatible base URL."""
+    rubric: dict[str, Any] | None = None
+    """{outcome, events}, each {criteria [{id, description, weight, required}], goal_text, aggregation}; unset: the
+    environment's own, as the task app shows it in /info."""
+    reward_blend: RewardBlend = RewardBlend()
+    """What advantages see; event or outcome needs a weight."""
+    on_failure: Literal["leave_out", "env_only"] = "leave_out"
+    """A rollout that cannot be judged: leave it out, or let its whole batch count with the environment's reward."""
+    concurrency: int = Field(default=8, ge=1, le=64)
+    """Calls of the chat model at once."""
+    timeout_seconds: float = Field(default=120.0, gt=0, le=600)
+    """Of a call of the chat model, its tries included."""
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> Self:
+        if not self.reward_blend.event and not self.reward_blend.outcome:
+            raise ValueError("reward_blend: give event or outcome a weight, or leave the judge out")
+        if self.model != PROGRAMMATIC and self.inference_url is None:
+            raise ValueError(f"inference_url: where does the chat model {self.model!r} answer?")
+        if self.rubric is not None:
+            try:
+                read_rubrics(self.rubric)
+            except ConfigError as e:
+                raise ValueError(str(e)) from None
+        return self
+
+
 class RlConfig(Config):
     """One reinforcement-learning job: rollouts through the task app, one sample per turn."""
 
@@ -192,8 +299,12 @@ class RlConfig(Config):
     """First training seed; each batch takes the next ones."""
     max_env_steps: int = Field(default=100, ge=1, le=10_000)
     """Game actions per episode."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
     learning_rate: float = Field(default=3e-4, gt=0)
-    """At the start; falls linearly to zero."""
+    """Peak learning rate."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps that warm up; linear to zero after it. Adam's first steps are its largest."""
     advantage: Literal["return_to_go", "episode"] = "return_to_go"
     """Credit per turn (return-to-go against the group's mean at the same turn) or per episode."""
     gamma: float = Field(default=0.97, gt=0, le=1)
@@ -218,6 +329,8 @@ class RlConfig(Config):
     """Whether training rollouts are also stored in the trace DB."""
     step_rewards: dict[str, Any] | None = None
     """Reward shaping, in the wire's form {enabled, mode, strategy, …}; unset: achievements."""
+    judge: JudgeConfig | None = None
+    """Reviews that are blended into the rewards; unset: the environment's reward alone."""
 
 
 class EvaluateConfig(Config):
@@ -231,6 +344,8 @@ class EvaluateConfig(Config):
     """Worlds for random and teacher; unset: seeds. Must lie within seeds, so that pairs exist."""
     max_env_steps: int = Field(default=100, ge=1, le=10_000)
     """Game actions per episode."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
     concurrency: int = Field(default=32, ge=1, le=512)
     """Rollouts in flight."""
     shard_size: int | None = Field(default=None, ge=1)
@@ -255,6 +370,8 @@ class PipelineConfig(Config):
     """Label of the run."""
     environment: str = "crafter"
     """Name in the task app's registry; collect, evaluate and RL use it."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment; collect, evaluate and RL use them."""
     task_app: TaskAppConfig = TaskAppConfig()
     """Where the environment is served."""
     backend: BackendConfig = BackendConfig()
@@ -273,12 +390,14 @@ class PipelineConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _environment_everywhere(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "environment" in data:
-            data = dict(data)
-            for section in ("collect", "evaluate"):
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        for key, sections in (("environment", ("collect", "evaluate")), ("env_config", ("collect", "evaluate", "rl"))):
+            for section in sections if key in data else ():
                 part = data.get(section, {})
                 if isinstance(part, dict):
-                    data[section] = {"environment": data["environment"], **part}
+                    data[section] = {key: data[key], **part}
         return data
 
     @model_validator(mode="after")

@@ -11,11 +11,12 @@ Three kinds of things:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # --------------------------------------------------------------------------- the episode
 
@@ -29,6 +30,7 @@ class StopReason(StrEnum):
     TIME_LIMIT = "time_limit"  # safety.max_time_s
     SOLVED = "solved"  # nothing left to achieve
     FAILED = "failed"  # the task ended unsolved: a wrong answer
+    ABORTED = "aborted"  # somebody stopped it from outside
 
     @property
     def terminal(self) -> bool:
@@ -73,7 +75,13 @@ class Turn:
     """Text of the observation the turn acted on."""
     next_observation: str = ""
     info: dict[str, Any] = field(default_factory=dict)
-    """Environment's own facts of the turn (e.g. shaping components)."""
+    """Further facts of the turn, each only where there is something to tell.
+
+    gains: {"inventory": {name: change}, "achievements": {name: change}} of the environment's counters;
+    stepwise: shaping and its components; events: what each action did, in words; not_executed: actions that were
+    answered and not played; stopped_on: damage or unlock, why not; unknown_actions; parse_failure_kind;
+    parse_failure_penalty: what was taken off the reward.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +111,47 @@ class Rollout:
 
 
 class Wire(BaseModel):
-    """A wire shape of the Synth contract: unknown keys are kept, never refused."""
+    """A wire shape of the Synth contract: unknown keys are kept, never refused. NaN and infinity are no numbers."""
 
-    model_config = ConfigDict(extra="allow", protected_namespaces=())
+    model_config = ConfigDict(extra="allow", protected_namespaces=(), allow_inf_nan=False)
+
+
+MAX_SEED = 2**63 - 1
+"""Of a world: what SQLite, JSON and the game hold alike."""
+MAX_OPS = 20_000
+NO_CONTROL_CHARACTERS = r"^[^\x00-\x1f\x7f-\x9f]+$"
+
+
+def _finite(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of free form; ValueError if a number in it is NaN or infinite, which JSON cannot hold."""
+    pending: list[Any] = [table]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("numbers must be finite")
+        if isinstance(value, dict):
+            pending += value.values()
+        elif isinstance(value, list):
+            pending += value
+    return table
+
+
+Table = Annotated[dict[str, Any], AfterValidator(_finite)]
+Name = Annotated[str, Field(max_length=200)]
 
 
 class EnvSpec(Wire):
-    env_id: str | None = None
-    env_name: str | None = None
-    seed: int | None = Field(default=None, ge=0)
-    config: dict[str, Any] = Field(default_factory=dict)
+    env_id: Name | None = None
+    """A live environment; None: a new one."""
+    env_name: Name | None = None
+    seed: int | None = Field(default=None, ge=0, le=MAX_SEED)
+    config: Table = Field(default_factory=dict)
 
 
 class PolicySpec(Wire):
-    policy_id: str | None = None
-    policy_name: str | None = None
-    config: dict[str, Any] = Field(default_factory=dict)
+    policy_id: Name | None = None
+    policy_name: Name | None = None
+    config: Table = Field(default_factory=dict)
 
 
 class RecordSpec(Wire):
@@ -133,23 +166,24 @@ class RecordSpec(Wire):
 
 
 class SafetySpec(Wire):
-    max_ops: int = Field(default=100_000, ge=1)
+    max_ops: int = Field(default=100_000, ge=1, le=1_000_000_000)
     max_time_s: float = Field(default=3600.0, ge=0)
 
 
 class RolloutRequest(Wire):
     """Body of `POST /rollout`."""
 
-    run_id: str = Field(min_length=1, max_length=200)
+    run_id: str = Field(min_length=1, max_length=200, pattern=NO_CONTROL_CHARACTERS)
     mode: Literal["rl", "eval"] = "eval"
     env: EnvSpec = Field(default_factory=EnvSpec)
     policy: PolicySpec = Field(default_factory=PolicySpec)
-    ops: list[str | dict[str, Any]] = Field(default_factory=list)
+    ops: list[str | dict[str, Any]] = Field(default_factory=list, max_length=MAX_OPS)
     record: RecordSpec = Field(default_factory=RecordSpec)
     on_done: Literal["reset", "terminate"] = "reset"
+    """What becomes of a live environment after the rollout: reset and live, or dropped."""
     safety: SafetySpec = Field(default_factory=SafetySpec)
-    training_session_id: str | None = None
-    synth_base_url: str | None = None
+    training_session_id: Name | None = None
+    synth_base_url: str | None = Field(default=None, max_length=2000)
 
 
 class RolloutMetrics(Wire):
@@ -161,7 +195,8 @@ class RolloutMetrics(Wire):
     outcome_score: float | None = None
     events_score: float | None = None
     details: dict[str, Any] = Field(default_factory=dict)
-    """achievements [names], env_steps, stop_reason, turn_rewards [float], parse_failures, stepwise?"""
+    """achievements [names], env_steps, stop_reason, turn_rewards [float], parse_failures, stepwise?, setup?,
+    not_applied? {dotted field of the request: reason}"""
 
 
 class RolloutResponse(Wire):

@@ -47,6 +47,7 @@ def start_detached(
     *,
     host: str | None = None,
     port: int = 0,
+    url: str = "",
     environment: Mapping[str, str] | None = None,
     ready: Callable[[], bool] | None = None,
     timeout_s: float = 90.0,
@@ -54,10 +55,13 @@ def start_detached(
     """Start `python -m <module>` in a session of its own and wait until it answers, or until `ready()`.
 
     Args:
-        host: Listen here and hand the socket over as `--fd N`; None: the process has no socket.
+        host: Listen here and hand the socket over as `--fd N`; None: the process has no socket of ours.
+        url: Where it answers if it opens its own socket.
     """
     log = state_dir() / f"{name}.log"
-    service = Service(name, module, arguments, log=log, host=host, port=port, environment=environment, detached=True)
+    service = Service(
+        name, module, arguments, log=log, host=host, port=port, url=url, environment=environment, detached=True
+    )
     service.start()
     assert service.process is not None
     pid = service.process.pid

@@ -14,6 +14,7 @@ from typing import Any
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.expert import THOUGHTS
 from crafter_pipeline.game import ACHIEVEMENTS, ACTIONS, sparse_vocabulary
+from crafter_pipeline.mathematics.words import WORDS
 
 HISTORY_WORD = "before:"
 """Opens the last line of a user message, which holds the past (thought, action) pairs, oldest first."""
@@ -38,7 +39,7 @@ class EnvironmentInfo:
     achievements: tuple[str, ...]
     """Milestones of an episode; what evaluation counts."""
     observations: tuple[str, ...]
-    """Text styles in which it shows itself, the one for hosted models first."""
+    """Text styles in which it shows itself, the one for hosted models first; `sparse` is the tiny student's."""
     tool_name: str
     """The one tool that is offered to models which answer by tools."""
     tool_argument: str
@@ -63,11 +64,11 @@ CRAFTER_TINY_PROMPT = "play crafter"
 
 CRAFTER = EnvironmentInfo(
     name="crafter",
-    app_names=("grpo-crafter", "crafter"),
+    app_names=("grpo-crafter", "crafter", "crafter_classic", "crafterclassic"),
     title="Crafter",
     actions=ACTIONS,
     achievements=ACHIEVEMENTS,
-    observations=("compact", "rich", "sparse"),
+    observations=("compact", "rich", "sparse", "synth"),
     tool_name="interact_many",
     tool_argument="actions",
     max_actions=MAX_ACTIONS_PER_TURN,
@@ -77,7 +78,23 @@ CRAFTER = EnvironmentInfo(
     ),
 )
 
-ENVIRONMENTS: dict[str, EnvironmentInfo] = {CRAFTER.name: CRAFTER}
+MATH_TINY_PROMPT = "solve math"
+
+MATH = EnvironmentInfo(
+    name="math",
+    app_names=("math", "math-single-step"),
+    title="Math",
+    actions=(),
+    achievements=("solve_problem",),
+    observations=("plain", "sparse"),
+    tool_name="math_submit",
+    tool_argument="answer",
+    max_actions=1,
+    tiny_system_prompt=MATH_TINY_PROMPT,
+    vocabulary=_words(MATH_TINY_PROMPT.split(), (HISTORY_WORD, NO_THOUGHT), WORDS),
+)
+
+ENVIRONMENTS: dict[str, EnvironmentInfo] = {info.name: info for info in (CRAFTER, MATH)}
 """By the name that configs use."""
 
 

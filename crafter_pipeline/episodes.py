@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import ceil
+from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.config import CollectConfig, EvaluateConfig, PolicyConfig, digest_of
 from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest
+from crafter_pipeline.deployment import is_local
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ServiceError
 from crafter_pipeline.progress import progress
 from crafter_pipeline.services import ServiceGone, needing
+from crafter_pipeline.traces.imports import import_answer, importing
+from crafter_pipeline.traces.store import TraceStore
 
 SEEDS_AS_TASKS = 500
 """Up to here a seed is a Prefect task; above, seeds share tasks: the server drops events beyond some thousands."""
@@ -29,6 +35,7 @@ class EpisodeSpec(BaseModel):
     environment: str
     model: str
     max_env_steps: int
+    env_config: dict[str, Any] = {}
     max_turns: int | None
     """None: as many as env steps."""
     policy: PolicyConfig
@@ -37,9 +44,13 @@ class EpisodeSpec(BaseModel):
     every start of a service, the episode does not."""
     purpose: str
     """collect or evaluate; kept in the trace."""
+    imports: Path | None = None
+    """Folder for traces that come with the answers; None: the task app writes where we read."""
 
     @classmethod
-    def to_collect(cls, config: CollectConfig, task_app_url: str, inference_url: str) -> EpisodeSpec:
+    def to_collect(
+        cls, config: CollectConfig, task_app_url: str, inference_url: str, imports: Path | None = None
+    ) -> EpisodeSpec:
         """Episodes of the teacher."""
         decides = config.model_dump(mode="json", exclude={"seeds", "concurrency", "shard_size"})
         return cls(
@@ -48,14 +59,23 @@ class EpisodeSpec(BaseModel):
             environment=config.environment,
             model=config.model,
             max_env_steps=config.max_env_steps,
+            env_config=config.env_config,
             max_turns=config.max_turns,
             policy=config.policy,
             identity=digest_of(["collect", decides]),
             purpose="collect",
+            imports=imports,
         )
 
     @classmethod
-    def to_evaluate(cls, config: EvaluateConfig, model: str, task_app_url: str, inference_url: str) -> EpisodeSpec:
+    def to_evaluate(
+        cls,
+        config: EvaluateConfig,
+        model: str,
+        task_app_url: str,
+        inference_url: str,
+        imports: Path | None = None,
+    ) -> EpisodeSpec:
         """Episodes of the model that is judged."""
         kept = {"seeds", "baseline_seeds", "concurrency", "shard_size", "bootstrap"}
         return cls(
@@ -64,10 +84,12 @@ class EpisodeSpec(BaseModel):
             environment=config.environment,
             model=model,
             max_env_steps=config.max_env_steps,
+            env_config=config.env_config,
             max_turns=None,
             policy=config.policy,
             identity=digest_of(["evaluate", model, config.model_dump(mode="json", exclude=kept)]),
             purpose="evaluate",
+            imports=imports,
         )
 
     def run_id(self, seed: int) -> str:
@@ -76,14 +98,14 @@ class EpisodeSpec(BaseModel):
 
     def request(self, seed: int) -> RolloutRequest:
         """Body of `POST /rollout`."""
-        turns = self.max_turns or self.max_env_steps
+        turns = min(self.max_turns or self.max_env_steps, self.max_env_steps)  # a turn takes a step at least
         return RolloutRequest(
             run_id=self.run_id(seed),
             mode="eval",
             env=EnvSpec(
                 env_name=find_environment(self.environment).name,
                 seed=seed,
-                config={"max_env_steps": self.max_env_steps},
+                config={**self.env_config, "max_env_steps": self.max_env_steps},
             ),
             policy=PolicySpec(
                 policy_name=self.environment,
@@ -95,7 +117,7 @@ class EpisodeSpec(BaseModel):
                 },
             ),
             ops=["agent", "env"] * turns,
-            record=RecordSpec(trajectories=False),
+            record=RecordSpec(trajectories=False, return_trace=self.imports is not None, trace_format="structured"),
             on_done="terminate",
             training_session_id=self.purpose,
         )
@@ -118,22 +140,41 @@ def shards(seeds: Iterable[int], size: int | None) -> list[list[int]]:
     return [every[i : i + size] for i in range(0, len(every), size)]
 
 
+def import_folder(task_app_url: str, wanted: Path | None) -> Path | None:
+    """Where the traces of a task app are imported: `wanted`, or `traces/v3` if it is not of this machine."""
+    return wanted if wanted is not None or is_local(task_app_url) else Path("traces/v3")
+
+
+@contextmanager
+def imported(spec: EpisodeSpec) -> Iterator[TraceStore | None]:
+    """The store for the traces of `spec`; None: the task app writes them where we read."""
+    if spec.imports is None:
+        yield None
+    else:
+        with importing(spec.imports) as store:
+            yield store
+
+
 def play(client: TaskAppClient, spec: EpisodeSpec, seeds: Sequence[int]) -> list[EpisodeResult]:
     """Play `seeds` one after another. A seed that fails does not stop the next one.
 
-    Raises EpisodesFailed at the end if any failed, and ServiceGone at once if nobody is there to play with.
+    Raises EpisodesFailed at the end if any failed, ServiceGone at once if nobody is there to play with, and DataError
+    if a trace is to be imported and cannot be.
     """
     done: list[EpisodeResult] = []
     failed: dict[int, str] = {}
-    for seed in seeds:
-        try:
-            with needing(spec.task_app_url, spec.inference_url):
-                answer = client.rollout(spec.request(seed))
-        except ServiceGone:
-            raise
-        except ServiceError as e:
-            failed[seed] = str(e)
-        else:
+    with imported(spec) as store:
+        for seed in seeds:
+            try:
+                with needing(spec.task_app_url, spec.inference_url):
+                    answer = client.rollout(spec.request(seed))
+            except ServiceGone:
+                raise
+            except ServiceError as e:
+                failed[seed] = str(e)
+                continue
+            if store is not None and (answer.trace is not None or spec.purpose == "collect"):
+                import_answer(store, answer)  # an evaluation has its numbers without a trace
             done.append(EpisodeResult.of(seed, answer))
             progress().advance()
     if failed:

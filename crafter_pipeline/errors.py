@@ -6,10 +6,12 @@
     ├── ServiceError         (3)  a service cannot be reached or refuses
     │   ├── TaskAppError
     │   ├── BackendError
-    │   └── ModelError            a chat model endpoint failed for good
+    │   ├── ModelError            a chat model endpoint failed for good
+    │   └── JudgeError            a plug-in judge failed
     ├── DataError            (4)  traces or datasets are missing, empty or damaged
     │   └── EmptyDatasetError
-    └── JobFailed            (5)  a training job ended without a model
+    ├── JobFailed            (5)  a training job ended without a model
+    └── ValidationFailed     (6)  an environment is not fit for training
 
 Everything else is a bug and keeps its traceback.
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Literal
 
 
 class PipelineError(Exception):
@@ -60,6 +63,8 @@ class ServiceError(PipelineError):
     """A service cannot be reached, or it refused."""
 
     exit_code = 3
+    status: int | None = None
+    """HTTP status of the refusal; None: there was no answer, or none that HTTP calls an error."""
 
 
 class TaskAppError(ServiceError):
@@ -70,8 +75,25 @@ class BackendError(ServiceError):
     """The training backend cannot be reached, or it refused the request."""
 
 
+ModelFailure = Literal["refused", "rate_limited", "context_too_long", "timeout", "unreachable", "bad_answer"]
+
+
 class ModelError(ServiceError):
-    """A chat model endpoint failed after all retries, or refused the request."""
+    """A chat model endpoint failed after all retries, or refused the request.
+
+    Args:
+        kind: refused: it will not serve this request (a 4xx). rate_limited: 429 until we gave up.
+            context_too_long: the prompt does not fit. timeout: no whole answer before the deadline. unreachable: no
+            connection, or errors of the server (5xx). bad_answer: an answer that is no chat completion.
+    """
+
+    def __init__(self, message: str, kind: ModelFailure) -> None:
+        super().__init__(message)
+        self.kind: ModelFailure = kind
+
+
+class JudgeError(ServiceError):
+    """A plug-in judge raised, or returned no number."""
 
 
 class DataError(PipelineError):
@@ -88,3 +110,9 @@ class JobFailed(PipelineError):
     """A training job ended without a model; the message carries the worker's last words."""
 
     exit_code = 5
+
+
+class ValidationFailed(PipelineError):
+    """A check of the environment failed; the message names it and the remedy."""
+
+    exit_code = 6

@@ -50,6 +50,12 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def free_port() -> int:
+    """A port of loopback that nobody listens on, for a process that cannot be handed a socket."""
+    with listen("127.0.0.1", 0) as sock:
+        return int(sock.getsockname()[1])
+
+
 def exit_with_parent(poll_seconds: float = 1.0) -> None:
     """Called by a child at its start: SIGTERM to itself when the parent that started it is gone."""
     expected = int(os.environ.get(PARENT_VARIABLE, "0"))
@@ -75,6 +81,7 @@ class Service:
         arguments: Further command line arguments.
         log: File that takes the child's stdout and stderr.
         host, port: Where to listen; port 0 takes a free one, host None opens no socket.
+        url: Where the child answers if it opens its own socket.
         environment: Variables on top of ours (secrets travel here, never on the command line).
         detached: It is to outlive us, so it is told of no parent. Who calls `start` cares for its end.
     """
@@ -88,13 +95,14 @@ class Service:
         log: Path,
         host: str | None = "127.0.0.1",
         port: int = 0,
+        url: str = "",
         environment: Mapping[str, str] | None = None,
         detached: bool = False,
     ) -> None:
         self.name, self.module, self.arguments, self.log = name, module, list(arguments), log
         self.host, self.port, self.environment = host, port, dict(environment or {})
         self.detached = detached
-        self.url = ""
+        self.url = url
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:

@@ -1,7 +1,7 @@
 """The reward of a turn: achievements newly unlocked in it, or the wire's `step_rewards` shaping of that.
 
 Shaping is active only if `enabled` and `mode = "decision_stepwise"`; then the shaped value is the turn's reward and
-the default one stands beside it as `base_reward`.
+the default one stands beside it as `base_reward`. docs/rewards.md has a worked example.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from crafter_pipeline.environments import CRAFTER, EnvironmentInfo
 from crafter_pipeline.errors import FieldError, suggest
 
 MODE = "decision_stepwise"
+MODES = (MODE, "off", "env_sparse")
+"""The wire's modes; the other two both mean the environment's own reward."""
 STRATEGIES = {
     **dict.fromkeys(("consistent", "simple", "consistent_stepwise", "decision_consistent"), "consistent"),
     **dict.fromkeys(
@@ -48,6 +51,7 @@ COUNT_WEIGHTS = {
     "collect_drink": 0.06,
 }
 OTHER_WEIGHT = 0.05
+"""The wire's weight of everything else, health and diamonds among it: healing is paid, like any other gain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,45 +66,67 @@ class Counters:
 class StepRewards(BaseModel):
     """`step_rewards` of a policy or env config."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     enabled: bool = False
     mode: str = "off"
     strategy: str = "consistent"
     indicator_lambda: float = 1.0
-    step_beta: float | None = None
+    """Factor of the whole shaped reward; the wire says that 0 means 1."""
+    step_beta: float | None = Field(default=None, validation_alias=AliasChoices("step_beta", "beta"))
     """Echoed only."""
     weights: dict[str, float] = Field(default_factory=dict)
     """Per achievement; default 1."""
     k_limits: dict[str, int] = Field(default_factory=dict)
     """Credits per achievement and episode; default 1; 0 or less: no limit."""
 
+    @field_validator("mode", "strategy", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.strip().lower() if isinstance(value, str) else value
+
+    @property
+    def active(self) -> bool:
+        """Whether turns are paid by it."""
+        return self.enabled and self.mode == MODE
+
+
+STEP_REWARD_KEYS = (*StepRewards.model_fields, "beta")
+
 
 def read_step_rewards(config: Any, achievements: tuple[str, ...]) -> StepRewards | None:
-    """The active shaping of a config value, or None. FieldError names a wrong strategy, achievement or type."""
-    if not isinstance(config, dict) or not config.get("enabled") or config.get("mode") != MODE:
+    """The active shaping of a config value, or None. A table that is switched off is checked all the same.
+
+    FieldError names what is wrong: no table, an unknown key, mode, strategy or achievement (with the nearest one), a
+    wrong type.
+    """
+    if config is None:
         return None
+    if not isinstance(config, Mapping):
+        raise FieldError("", f"send a table with keys of {', '.join(StepRewards.model_fields)}")
+    for key in config:
+        if key not in STEP_REWARD_KEYS:
+            raise FieldError(str(key), f"unknown key; {suggest(str(key), STEP_REWARD_KEYS)}")
     try:
         parsed = StepRewards.model_validate({k: v for k, v in config.items() if v is not None})
     except ValidationError as e:
         error = e.errors()[0]
         raise FieldError(".".join(map(str, error["loc"])), error["msg"]) from None
-    if parsed.strategy not in STRATEGIES:
-        hint = suggest(parsed.strategy, STRATEGIES)
-        raise FieldError("strategy", f"there is no strategy {parsed.strategy!r}; {hint}")
+    for field, name, known in (("mode", parsed.mode, MODES), ("strategy", parsed.strategy, STRATEGIES)):
+        if name not in known:
+            raise FieldError(field, f"there is no {field} {name!r}; {suggest(name, known)}")
     for part, names in (("weights", parsed.weights), ("k_limits", parsed.k_limits)):
         for name in names:
             if name not in achievements:
-                hint = suggest(name, achievements)
-                raise FieldError(f"{part}.{name}", f"there is no achievement {name!r}; {hint}")
-    return parsed
+                raise FieldError(f"{part}.{name}", f"there is no achievement {name!r}; {suggest(name, achievements)}")
+    return parsed if parsed.active else None
 
 
 class Shaper:
-    """Shaping over one episode: it remembers how often each achievement was credited."""
+    """Shaping over one episode of an environment: it remembers how often each achievement was credited."""
 
-    def __init__(self, config: StepRewards) -> None:
-        self._config = config
+    def __init__(self, config: StepRewards, environment: EnvironmentInfo = CRAFTER) -> None:
+        self._config, self._environment = config, environment
         self._strategy = STRATEGIES[config.strategy]
         self._lambda = config.indicator_lambda or 1.0
         self._credits: dict[str, int] = {}
@@ -133,7 +159,7 @@ class Shaper:
             "indicator": indicator,
             "base": base,
             "strategy": self._strategy,
-            "actions": [{"tool": "interact_many", "args": {"actions": list(actions)}}],
+            "actions": [{"tool": self._environment.tool_name, "args": self._environment.tool_arguments(actions)}],
         }
         if self._strategy == "consistent":
             value = self._lambda * indicator

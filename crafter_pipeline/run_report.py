@@ -23,6 +23,7 @@ from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
 from crafter_pipeline.runs import Run, explain
 from crafter_pipeline.traces.reader import read_rollouts, trace_databases
+from crafter_pipeline.traces.records import plain_text
 from crafter_pipeline.training import TrainedModel
 
 log = logging.getLogger(__name__)
@@ -162,4 +163,4 @@ def _example(label: str, rollout: Rollout, turn: Turn) -> Example:
 
 
 def _as_text(messages: Iterable[Mapping[str, Any]]) -> str:
-    return "\n\n".join(f"{m['role']}: {m.get('content') or ''}" for m in messages)
+    return "\n\n".join(f"{m['role']}: {plain_text(m.get('content'))}" for m in messages)

@@ -18,10 +18,13 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from crafter_pipeline import connections
-from crafter_pipeline.environments import find_environment
+from crafter_pipeline.config import PipelineConfig
+from crafter_pipeline.container import require_docker, shares_network
+from crafter_pipeline.deployment import deploy_modal, is_local, task_app_process
 from crafter_pipeline.errors import ConfigError, ServiceError
 from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import Service, listen
+from crafter_pipeline.progress import progress
 from crafter_pipeline.runs import Run
 from crafter_pipeline.settings import load_settings, reveal
 
@@ -35,29 +38,42 @@ class Addresses:
 
     task_app_url: str
     backend_url: str
+    public_url: str | None = None
+    """The backend as the task app sees it; None: as we do."""
+    imports: Path | None = None
+    """Where traces of a task app go that does not write them there itself; None: it does."""
 
     @property
     def inference_url(self) -> str:
-        """Base URL of the backend's chat models."""
-        return connections.inference_url(self.backend_url)
+        """Base URL of the backend's chat models, for the task app."""
+        return connections.inference_url(self.public_url or self.backend_url)
 
 
 @contextmanager
 def services(run: Run) -> Iterator[Addresses]:
-    """Start what the config wants started, both at once; stop it on every way out.
+    """Start what the config wants started, both at once; stop it on every way out. What is on Modal stays there.
 
     Call it in a flow's body, in the thread that lives as long as the services shall: never in a task.
     """
     config, settings = run.config, load_settings()
+    ours = config.task_app.runtime in ("uvicorn", "docker")
     task_app_url = backend_url = ""
     if config.backend.runtime == "url":
         backend_url = connections.backend_address(config.backend.url)
     if config.task_app.runtime == "url":
         task_app_url = connections.task_app_address(config.task_app.url)
+    _check_reach(config, task_app_url)
     keys = {
-        "ENVIRONMENT_API_KEY": _key(config.task_app.runtime == "uvicorn", reveal(settings.environment_api_key)),
-        "SYNTH_API_KEY": _key(config.backend.runtime == "local", reveal(settings.synth_api_key)),
+        "ENVIRONMENT_API_KEY": _key(ours, reveal(settings.environment_api_key)),
+        # A task app that is not ours asks the backend too: then both keep to a key that was agreed on.
+        "SYNTH_API_KEY": _key(ours and config.backend.runtime == "local", reveal(settings.synth_api_key)),
     }
+    if config.backend.public_url is not None and keys["SYNTH_API_KEY"] is None:
+        raise ConfigError(
+            "backend.public_url needs SYNTH_API_KEY: the task app that calls it from afar has to know it."
+        )
+    if config.task_app.runtime == "modal":
+        task_app_url = _on_modal(config, keys["ENVIRONMENT_API_KEY"])
     environment = {name: key for name, key in keys.items() if key}
     started: list[Service] = []
     with ExitStack() as stack:
@@ -72,8 +88,9 @@ def services(run: Run) -> Iterator[Addresses]:
         # The backend first: it outlives the task app, which calls it until its last rollout ends.
         if config.backend.runtime == "local":
             backend_url = start(_backend(run, environment))
-        if config.task_app.runtime == "uvicorn":
-            task_app_url = start(_task_app(run, environment | {"BACKEND_BASE_URL": backend_url}))
+        seen_url = config.backend.public_url or backend_url
+        if ours:
+            task_app_url = start(_task_app(run, environment | {"BACKEND_BASE_URL": seen_url}))
         for url, name in ((task_app_url, "ENVIRONMENT_API_KEY"), (backend_url, "SYNTH_API_KEY")):
             if key := environment.get(name):
                 connections.remember_key(url, key)
@@ -82,7 +99,34 @@ def services(run: Run) -> Iterator[Addresses]:
         for service in started:
             service.wait_ready()
         stack.enter_context(_watched(started))
-        yield Addresses(task_app_url, backend_url)
+        writes_here = ours or (config.task_app.trace_dir is not None and is_local(task_app_url))
+        imports = None if writes_here else run.traces
+        yield Addresses(task_app_url, backend_url, config.backend.public_url, imports)
+
+
+def _check_reach(config: PipelineConfig, task_app_url: str) -> None:
+    """A task app asks the models of the backend: a backend on this machine's loopback has to be its neighbour."""
+    if config.backend.runtime != "local" or config.backend.public_url is not None:
+        return
+    runtime, remedy = config.task_app.runtime, (
+        "Set backend.public_url to an address of it that the task app can reach (a tunnel, this machine's name), "
+        "and backend.port to the port behind it."
+    )  # fmt: skip
+    if runtime == "modal" or (runtime == "docker" and not shares_network()):
+        raise ConfigError(f"The task app (runtime {runtime}) cannot reach a training backend on 127.0.0.1. {remedy}")
+    if runtime == "url" and not is_local(task_app_url):
+        progress().note(f"{task_app_url} may not reach the training backend on 127.0.0.1. {remedy}")
+
+
+def _on_modal(config: PipelineConfig, key: str | None) -> str:
+    if key is None:
+        raise ConfigError(
+            "runtime modal needs ENVIRONMENT_API_KEY: the same key as in the Modal secret "
+            f"{config.task_app.modal_secret!r}."
+        )
+    progress().note(f"Deploying {config.task_app.modal_name} to Modal; the first time its image takes minutes.")
+    wanted = config.task_app
+    return str(deploy_modal(config.environment, name=wanted.modal_name, secret=wanted.modal_secret)["url"])
 
 
 class ServiceGone(ServiceError):
@@ -156,30 +200,26 @@ def _watched(children: Sequence[Service]) -> Iterator[None]:
             _ended.pop(place, None)
 
 
-def task_app_arguments(environment: str, trace_dir: Path) -> list[str]:
-    """Command line of a task app."""
-    return [find_environment(environment).app_names[0], "--trace", str(trace_dir)]
-
-
 def _task_app(run: Run, environment: dict[str, str]) -> Service:
-    config = run.config
-    return Service(
-        "task app",
-        "task_app",
-        task_app_arguments(config.environment, run.traces),
-        log=run.logs / "task_app.log",
-        port=config.task_app.port or _last_port(run, "task app"),
-        environment=environment,
-    )
+    config, log = run.config, run.logs / "task_app.log"
+    if config.task_app.runtime == "docker":
+        require_docker()
+        if config.task_app.image is None:
+            progress().note(f"Building the task app's image; the first time that takes minutes. Log: {log}")
+    port = config.task_app.port or _last_port(run, "task app")
+    process = task_app_process(config.task_app, config.environment, run.traces, log, port)
+    return Service("task app", **process, log=log, environment=environment)
 
 
 def _backend(run: Run, environment: dict[str, str]) -> Service:
+    config = run.config.backend
+    public = ["--public-url", config.public_url] if config.public_url is not None else []
     return Service(
         "training backend",
         "train_app",
-        ["--data", str(run.backend_data)],
+        ["--data", str(run.backend_data), *public],
         log=run.logs / "backend.log",
-        port=run.config.backend.port or _last_port(run, "training backend"),
+        port=config.port or _last_port(run, "training backend"),
         environment=environment,
     )
 

@@ -2,47 +2,113 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from dotenv import dotenv_values
+from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from crafter_pipeline.errors import ConfigError
+
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+ENV_FILE = Path(".env")
 
 
 class Settings(BaseSettings):
     """Every variable we read. Field names in upper case are the variables' names."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_file_encoding="utf-8", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,  # `.env.example` copied as it is sets no key
+        extra="ignore",
+        populate_by_name=True,
+    )
 
-    environment_api_key: SecretStr | None = Field(default=None, description="Key that the task app asks for")
+    environment_api_key: SecretStr | None = Field(
+        default=None,
+        validation_alias=AliasChoices("environment_api_key", "dev_environment_api_key"),
+        description="Key that the task app asks for; else DEV_ENVIRONMENT_API_KEY",
+    )
+    environment_api_key_aliases: SecretStr | None = Field(
+        default=None, description="Comma list of further keys that the task app takes"
+    )
     synth_api_key: SecretStr | None = Field(default=None, description="Key that the training backend asks for")
     groq_api_key: SecretStr | None = Field(default=None, description="Sent to api.groq.com only")
     openai_api_key: SecretStr | None = Field(default=None, description="Sent to api.openai.com only")
-    inference_api_key: SecretStr | None = Field(default=None, description="Sent to inference_hosts only")
-    inference_hosts: str = Field(default="", description="Comma list of further model hosts for inference_api_key")
+    inference_api_keys: str = Field(
+        default="",
+        description="Keys of further model hosts: a comma list of host=VARIABLE or host:port=VARIABLE, where VARIABLE "
+        "is the name of the variable that holds the key",
+    )
+    inference_max_concurrent: int = Field(
+        default=512, ge=1, description="Calls at once to one model host; fewer for a while after it answered 429"
+    )
     task_app_url: str | None = Field(default=None, description="Address of a running task app")
     backend_base_url: str | None = Field(default=None, description="Address of a running training backend")
+    math_local_dir: Path | None = Field(
+        default=None, description="Own math problems: a folder of <split>.jsonl, or one .jsonl file for all splits"
+    )
+    math_dataset_name: str | None = Field(default=None, description="Own math problems: a Hugging Face data set")
+    math_dataset_config: str | None = Field(default=None, description="Configuration of MATH_DATASET_NAME")
+    math_download: bool = Field(default=False, description="Whether MATH_DATASET_NAME may be fetched from the hub")
+    math_reward_positive: float = Field(default=1.0, description="Reward of a correct answer")
+    math_reward_negative_no_answer: float = Field(default=-0.5, description="Reward of a blank answer")
+    math_reward_negative_no_tool: float = Field(default=-1.0, description="Reward of an answer by no or another tool")
     crafter_pipeline_runs: Path = Field(default=Path("runs"), description="Folder of run folders")
     crafter_pipeline_data: Path = Field(default=Path("train_data"), description="Folder of the training backend")
 
+    _file_variables: Mapping[str, str | None] = PrivateAttr(default_factory=dict)
+    """Of the `.env` file, for the names in `inference_api_keys`."""
+
+    @cached_property
+    def host_keys(self) -> Mapping[str, str]:
+        """{host or host:port: key} of `inference_api_keys`. ConfigError when an entry says no host and variable, or
+        names a variable that is not set."""
+        keys = {}
+        for entry in filter(None, map(str.strip, self.inference_api_keys.split(","))):
+            host, _, variable = (word.strip() for word in entry.partition("="))
+            if not host or not variable or "/" in host:
+                raise ConfigError(
+                    f"INFERENCE_API_KEYS: {entry!r} is not of the form host=VARIABLE or host:port=VARIABLE."
+                )
+            if variable.upper() == "ENVIRONMENT_API_KEY":
+                raise ConfigError(
+                    "INFERENCE_API_KEYS: ENVIRONMENT_API_KEY is the task app's own key; no model gets it."
+                )
+            key = os.environ.get(variable) or self._file_variables.get(variable)
+            if not key:
+                raise ConfigError(
+                    f"INFERENCE_API_KEYS: the variable {variable} (for {host}) is not set. Set it, or drop the entry."
+                )
+            keys[host.lower()] = key
+        return keys
+
+    def task_app_keys(self) -> tuple[str, ...]:
+        """Every key that the task app takes, its own first; empty: none is asked for."""
+        given = (self.environment_api_key, self.environment_api_key_aliases)
+        keys = ",".join(secret.get_secret_value() for secret in given if secret)
+        return tuple(key.strip() for key in keys.split(",") if key.strip())
+
     def inference_key(self, url: str) -> str | None:
         """The key to send to the chat model at `url`, or None. A key never goes to a host it was not made for."""
-        host = (urlsplit(url).hostname or "").lower()
-        further = {h.strip().lower() for h in self.inference_hosts.split(",") if h.strip()}
+        parts = urlsplit(url)
+        host, netloc = (parts.hostname or "").lower(), parts.netloc.rpartition("@")[2].lower()
         backend = (urlsplit(self.backend_base_url).hostname or "").lower() if self.backend_base_url else ""
+        for name in (netloc, host):
+            if name in self.host_keys:
+                return self.host_keys[name]
         if host == "api.groq.com":
-            secret = self.groq_api_key
-        elif host == "api.openai.com":
-            secret = self.openai_api_key
-        elif host in further:
-            secret = self.inference_api_key
-        elif host in LOOPBACK_HOSTS or (backend and host == backend):
-            secret = self.synth_api_key
-        else:
-            secret = None
-        return secret.get_secret_value() if secret else None
+            return reveal(self.groq_api_key)
+        if host == "api.openai.com":
+            return reveal(self.openai_api_key)
+        if host in LOOPBACK_HOSTS or (backend and host == backend):
+            return reveal(self.synth_api_key)
+        return None
 
 
 def reveal(secret: SecretStr | None) -> str | None:
@@ -51,5 +117,15 @@ def reveal(secret: SecretStr | None) -> str | None:
 
 
 def load_settings(env_file: Path | str | None = None) -> Settings:
-    """Read the environment, then `env_file` (default `.env` in the working directory) for what is unset."""
-    return Settings(_env_file=env_file) if env_file is not None else Settings()  # type: ignore[call-arg]
+    """Read the environment, then `env_file` (default `.env` in the working directory) for what is unset.
+
+    ConfigError names a variable whose value is not valid.
+    """
+    file = ENV_FILE if env_file is None else env_file
+    try:
+        settings = Settings(_env_file=file)  # type: ignore[call-arg]
+    except ValidationError as e:
+        error = e.errors()[0]
+        raise ConfigError(f"{str(error['loc'][0]).upper()}: {error['msg']} (it is {error['input']!r}).") from None
+    settings._file_variables = dotenv_values(file)
+    return settings

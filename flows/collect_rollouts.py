@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from crafter_pipeline import connections
 from crafter_pipeline.config import CollectConfig
-from crafter_pipeline.episodes import Collected, EpisodeSpec
+from crafter_pipeline.episodes import Collected, EpisodeSpec, import_folder
 from tasks.episodes import play_all
 from tasks.task_app import check_task_app
 
@@ -16,6 +18,7 @@ def collect_rollouts(
     config: CollectConfig = CollectConfig(),  # noqa: B008
     task_app_url: str | None = None,
     inference_url: str | None = None,
+    traces: Path | None = None,
 ) -> Collected:
     """One episode of the teacher per seed, traced by the task app. Seeds that are stored already are not played again.
 
@@ -23,10 +26,13 @@ def collect_rollouts(
         config: Who plays which worlds, and how.
         task_app_url: Address of a running task app; unset: TASK_APP_URL.
         inference_url: Base URL of the chat model; unset: the config's, or the backend's /v1.
+        traces: Folder to import the traces into; unset: none is imported from a task app of this machine, which writes
+            them itself, and those of another go to traces/v3.
     """
     task_app_url = connections.task_app_address(task_app_url)
     inference_url = inference_url or config.inference_url or connections.inference_url(connections.backend_address())
     check_task_app(task_app_url)
-    spec = EpisodeSpec.to_collect(config, task_app_url, inference_url)
+    imports = import_folder(task_app_url, traces)
+    spec = EpisodeSpec.to_collect(config, task_app_url, inference_url, imports)
     results, failed = play_all(config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size)
     return Collected.of(config.model, results, failed)

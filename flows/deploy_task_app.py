@@ -1,34 +1,47 @@
-"""Bring the environment up: start a task app, or check the one that runs."""
+"""Bring the environment up: start a task app, or check the one that runs; and try whether it is fit to train on."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from prefect import flow
 
 from crafter_pipeline import connections
 from crafter_pipeline.config import TaskAppConfig
-from tasks.artifacts import publish_link_artifact
-from tasks.task_app import check_task_app, start_task_app
+from tasks.artifacts import publish_link_artifact, publish_validation_artifact
+from tasks.task_app import check_task_app, deploy_to_modal, start_task_app, try_task_app
 
 
 @flow(name="deploy-task-app", flow_run_name="deploy-{environment}")
 def deploy_task_app(
     config: TaskAppConfig = TaskAppConfig(),  # noqa: B008
     environment: str = "crafter",
+    step_rewards: dict[str, Any] | None = None,
     task_app_url: str | None = None,
 ) -> str:
-    """Serve the environment and prove that it answers. Returns its address.
+    """Serve the environment, prove that it answers and that it is fit for training. Returns its address.
 
     Args:
-        config: runtime `uvicorn` starts one that stays until `crafter-pipeline down`; `url` checks a running one.
+        config: runtime `uvicorn` or `docker` starts one that stays until `crafter-pipeline down`; `modal` deploys one
+            that stays on Modal; `url` checks a running one.
         environment: Name of the environment, e.g. `crafter`.
+        step_rewards: Reward shaping that training will use: it is tried too.
         task_app_url: Address of a task app that the caller owns; nothing is started then.
     """
-    if task_app_url is not None:
-        url = task_app_url
-    elif config.runtime == "url":
-        url = connections.task_app_address(config.url)
-    else:
-        url = start_task_app(config, environment)
+    url = task_app_url or address_of(config, environment)
     check_task_app(url)
     publish_link_artifact("task-app", url, f"Task app of {environment}")
+    if config.gate:
+        report = try_task_app(url, environment, step_rewards)
+        publish_validation_artifact(report)
+        report.require()
     return url
+
+
+def address_of(config: TaskAppConfig, environment: str) -> str:
+    """Where the task app answers, after starting it if the config wants that."""
+    if config.runtime == "url":
+        return connections.task_app_address(config.url)
+    if config.runtime == "modal":
+        return deploy_to_modal(config, environment)
+    return start_task_app(config, environment)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from prefect import flow
 
 from crafter_pipeline import connections
 from crafter_pipeline.config import EvaluateConfig
-from crafter_pipeline.episodes import EpisodeSpec
+from crafter_pipeline.episodes import EpisodeSpec, import_folder
 from crafter_pipeline.evaluation import Evaluation
 from tasks.artifacts import publish_evaluation_artifact
 from tasks.episodes import play_all
@@ -21,6 +23,7 @@ def evaluate_model(
     label: str = "model",
     task_app_url: str | None = None,
     inference_url: str | None = None,
+    traces: Path | None = None,
 ) -> Evaluation:
     """One episode per held-out seed, scored. Episodes that are stored already are not played again.
 
@@ -30,11 +33,14 @@ def evaluate_model(
         label: What tables and plots call it.
         task_app_url: Address of a running task app; unset: TASK_APP_URL.
         inference_url: Base URL of the chat model; unset: the backend's /v1.
+        traces: Folder to import the traces into; unset: none is imported from a task app of this machine, which writes
+            them itself, and those of another go to traces/v3.
     """
     task_app_url = connections.task_app_address(task_app_url)
     inference_url = inference_url or connections.inference_url(connections.backend_address())
     check_task_app(task_app_url)
-    spec = EpisodeSpec.to_evaluate(config, model, task_app_url, inference_url)
+    imports = import_folder(task_app_url, traces)
+    spec = EpisodeSpec.to_evaluate(config, model, task_app_url, inference_url, imports)
     results, _ = play_all(config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size)
     evaluation = score(label, model, results, config)
     publish_evaluation_artifact(evaluation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from prefect import flow
 
@@ -49,7 +50,14 @@ def crafter_pipeline(
 
     with run.locked(), reported(run), services(run) as at:
         judge = Judge(run, cfg, at)
-        run.always("deploy-task-app", deploy_task_app, cfg.task_app, cfg.environment, task_app_url=at.task_app_url)
+        run.always(
+            "deploy-task-app",
+            deploy_task_app,
+            cfg.task_app,
+            cfg.environment,
+            cfg.rl.step_rewards,
+            task_app_url=at.task_app_url,
+        )
         run.stage("collect-rollouts", collect_rollouts, cfg.collect, **judge.table)
         dataset = run.stage("filter-dataset", filter_dataset, cfg.filter, traces=run.traces, out=run.dataset)
         judge("random", judge.random, baseline=True)
@@ -78,7 +86,11 @@ class Judge:
     def __init__(self, run: Run, config: PipelineConfig, at: Addresses) -> None:
         self._run, self._config = run, config
         self.random = f"{config.environment}-random"
-        self.table = {"task_app_url": at.task_app_url, "inference_url": at.inference_url}
+        self.table: dict[str, Any] = {
+            "task_app_url": at.task_app_url,
+            "inference_url": at.inference_url,
+            "traces": at.imports,
+        }
 
     def __call__(self, label: str, model: str, *, baseline: bool = False) -> Evaluation:
         """Evaluate a model on the run's held-out seeds, a baseline on its share of them."""

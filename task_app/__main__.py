@@ -14,13 +14,17 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.supervisors import ChangeReload
 
+import crafter_pipeline
+import task_app
 from crafter_pipeline.errors import ConfigError, PipelineError
-from crafter_pipeline.processes import exit_with_parent, listen, url_of
-from crafter_pipeline.settings import LOOPBACK_HOSTS, load_settings, reveal
-from crafter_pipeline.traces.store import default_trace_path
+from crafter_pipeline.processes import PARENT_VARIABLE, exit_with_parent, listen, url_of
+from crafter_pipeline.settings import LOOPBACK_HOSTS, load_settings
+from crafter_pipeline.traces.store import TraceStore, default_trace_path
 from task_app.app import make_app
 from task_app.environments import environment_of
+from task_app.server import allow_open_files, server_config, spare_collector
 
 DEFAULT_APP, DEFAULT_PORT, DEFAULT_TRACE_DIR = "grpo-crafter", 8001, Path("traces/v3")
 _RELOAD_VARIABLE = "CRAFTER_PIPELINE_TASK_APP"
@@ -58,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     environment_of(options.app)
     env_file = _existing(options.env_file)
-    has_key = load_settings(env_file).environment_api_key is not None
+    has_key = bool(load_settings(env_file).task_app_keys())
     if options.fd is None:
         _refuse_open_bind(options.host, has_key)
         sock = listen(options.host, options.port)
@@ -75,30 +79,28 @@ def _serve(options: argparse.Namespace) -> int:
             trace_db = default_trace_path(options.trace or DEFAULT_TRACE_DIR)
         trace_dir = options.trace or trace_db.parent
         arguments = {"app": options.app, "trace_db": str(trace_db), "trace_dir": str(trace_dir)}
-        app: FastAPI | str = _make(arguments, env_file)  # made even for --reload: what is wrong is said now
+        if options.reload:
+            TraceStore(trace_db).close()  # what is wrong is said now, not by a child that is started again and again
+        else:
+            app = _make(arguments, env_file)
         said = "asks for ENVIRONMENT_API_KEY" if has_key else "asks for no key (loopback only)"
         print(f"Task app {options.app} on {url_of(sock)}, traces in {trace_db}, {said}.", flush=True)
+        allow_open_files()
         if options.reload:
             os.environ[_RELOAD_VARIABLE] = json.dumps(arguments | {"env_file": str(env_file) if env_file else None})
-            app = "task_app.__main__:_remade"
-        config = uvicorn.Config(
-            app,
-            factory=options.reload,
-            reload=options.reload,
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=5,
-        )
-        server = uvicorn.Server(config)
-        if options.reload:
-            from uvicorn.supervisors import ChangeReload
-
-            ChangeReload(config, target=server.run, sockets=[sock]).run()
+            _serve_reloading(sock)
         else:
-            server.run(sockets=[sock])
+            spare_collector()
+            uvicorn.Server(server_config(app)).run(sockets=[sock])
     return 0
+
+
+def _serve_reloading(sock: socket.socket) -> None:
+    """Serve in a child, and in a new one whenever a file of our packages changes."""
+    folders = [path for package in (task_app, crafter_pipeline) for path in package.__path__]
+    config = server_config("task_app.__main__:_remade", factory=True, reload=True, reload_dirs=folders)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    ChangeReload(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
 
 
 def _make(arguments: dict[str, str], env_file: Path | None) -> FastAPI:
@@ -107,13 +109,14 @@ def _make(arguments: dict[str, str], env_file: Path | None) -> FastAPI:
         arguments["app"],
         trace_db=Path(arguments["trace_db"]),
         trace_dir=Path(arguments["trace_dir"]),
-        api_key=reveal(settings.environment_api_key),
+        api_keys=settings.task_app_keys(),
         settings=settings,
     )
 
 
 def _remade() -> FastAPI:
-    """The app in a process of `--reload`."""
+    """The app in a child of `--reload`."""
+    exit_with_parent()
     arguments = json.loads(os.environ[_RELOAD_VARIABLE])
     env_file = arguments.pop("env_file")
     return _make(arguments, Path(env_file) if env_file else None)

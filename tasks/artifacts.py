@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from crafter_pipeline.dataset.filtering import DatasetManifest
@@ -13,6 +13,7 @@ from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.report import RunReport, dataset_markdown, evaluation_markdown, run_markdown
 from crafter_pipeline.run_report import dataset_facts
 from crafter_pipeline.training import TrainedModel
+from crafter_pipeline.validation import ValidationReport
 
 
 def artifact_key(*words: str) -> str:
@@ -42,6 +43,13 @@ def publish_dataset_artifact(manifest: DatasetManifest) -> None:
 def publish_link_artifact(key: str, link: str, text: str) -> None:
     """A link, e.g. to the task app."""
     create_link_artifact(link, link_text=text, key=artifact_key(key), description=text)
+
+
+@task(retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)
+def publish_validation_artifact(report: ValidationReport) -> None:
+    """What was found about the environment, a row per check."""
+    rows = [{"check": c.name, "state": c.state, "found": c.says, "remedy": c.remedy} for c in report.checks]
+    create_table_artifact(rows, key=artifact_key("validation", report.environment), description=report.verdict)
 
 
 @task(retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)

@@ -13,7 +13,7 @@ from prefect.tasks import exponential_backoff
 
 from crafter_pipeline import connections
 from crafter_pipeline.contracts import EpisodeResult
-from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, play, shards
+from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, imported, play, shards
 from crafter_pipeline.progress import progress
 from tasks.policies import may_pass
 
@@ -44,7 +44,7 @@ def play_all(
     parts = shards(seeds, shard_size)
     progress().expect(sum(map(len, parts)), "seeds")
     runner: ThreadPoolTaskRunner[list[EpisodeResult]] = ThreadPoolTaskRunner(max_workers=concurrency)
-    with runner as pool:
+    with imported(spec), runner as pool:  # one store over all tasks: the last one closes it
         futures: list[PrefectFuture[list[EpisodeResult]]] = [
             pool.submit(play_episodes.with_options(task_run_name=_name(part)), {"seeds": part, "spec": spec})
             for part in parts

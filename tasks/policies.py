@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from crafter_pipeline.episodes import EpisodesFailed
-from crafter_pipeline.errors import ConfigError, DataError, JobFailed
+from crafter_pipeline.errors import ConfigError, DataError, JobFailed, ValidationFailed
 from crafter_pipeline.services import ServiceGone
 
-FINAL = (ConfigError, DataError, JobFailed)
+FINAL = (ConfigError, DataError, JobFailed, ValidationFailed)
 """Trying again changes nothing."""
 
 

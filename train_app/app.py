@@ -22,6 +22,7 @@ Everything below under both /api and /api/v1; JOBS is learning/jobs, sft/jobs, r
     GET  /JOBS/{id}/metrics?name&after_step&limit
     POST /JOBS/{id}/cancel
     GET  /jobs/{id}/runs
+    POST /judge/v1/score                            a trace by a rubric: see train_app.judge
     GET  /models, /learning/models[?type], /learning/models/rl, /learning/models/{id}
     GET  /health                                    open
 
@@ -55,6 +56,7 @@ from train_app.builtin import NoObservation, builtin_models, completion
 from train_app.inference_proxy import MODULE, InferenceProxy
 from train_app.jobs import JOB_ID, PREFIXES, Event, Job, JobStore, Model, new_file_id
 from train_app.jobs import File as StoredFile
+from train_app.judge import JudgeDesk, add_judge_routes
 from train_app.specs import RlSpec, SftSpec, read_rl, read_sft
 from train_app.supervisor import POLL_SECONDS, Supervisor, WorkerCommand
 
@@ -98,6 +100,7 @@ def make_app(
     inference_module: str = MODULE,
     poll_seconds: float = POLL_SECONDS,
     task_app_transport: httpx.AsyncBaseTransport | None = None,
+    model_transport: httpx.AsyncBaseTransport | None = None,
 ) -> FastAPI:
     """The service as an ASGI app. Jobs run, and the inference child may start, between its startup and its shutdown.
 
@@ -111,6 +114,7 @@ def make_app(
         inference_module: For tests: what to run as inference child.
         poll_seconds: The supervisor's pace.
         task_app_transport: For tests: how task apps are reached.
+        model_transport: For tests: how chat models elsewhere are reached.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     store = JobStore.in_folder(data_dir)
@@ -126,6 +130,7 @@ def make_app(
         try:
             yield
         finally:
+            await desk.close()
             await proxy.close()
             await run_in_threadpool(supervisor.stop)
             store.close()
@@ -139,6 +144,14 @@ def make_app(
         )
     ]
     app = FastAPI(title="crafter-pipeline training service", lifespan=lifespan, routes=hot)
+    desk = JudgeDesk(
+        app,
+        api_key=api_key,
+        record=data_dir / "judge.sqlite",
+        task_app_key=task_app_key,
+        task_app_transport=task_app_transport,
+        model_transport=model_transport,
+    )
     app.state.store, app.state.supervisor, app.state.proxy = store, supervisor, proxy
 
     @app.get("/livez")
@@ -154,6 +167,7 @@ def make_app(
     add_job_routes(router, backend)
     add_model_routes(router, backend)
     add_task_app_routes(router, task_app_key, task_app_transport)
+    add_judge_routes(router, desk)
     for prefix in ("/api/v1", "/api"):
         app.include_router(router, prefix=prefix)
 
@@ -700,7 +714,7 @@ class Inference:
             if body.get("stream"):
                 return _openai_error(400, f"{name} answers at once; ask without `stream`.")
             try:
-                return Response(completion(name, builtin.decide(body), body), media_type="application/json")
+                return Response(completion(name, builtin, body), media_type="application/json")
             except NoObservation as e:
                 return _openai_error(400, str(e))
         found = self._weights(body["model"])

@@ -1,7 +1,7 @@
-"""Built-in models that need no weights: `crafter-expert` and `crafter-random`, answering in process.
+"""Built-in models that need no weights, answering in process: an expert and a random player per environment.
 
-They see only the text of a request, as any chat model does. The expert's map is kept per conversation (`user`, which
-our policies set to the run id). A request that is sent again gets the same answer and changes no map.
+They see only the text of a request, as any chat model does. The Crafter expert's map is kept per conversation (`user`,
+which our policies set to the run id). A request that is sent again gets the same answer and changes no map.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
+from crafter_pipeline.environments import CRAFTER, MATH, EnvironmentInfo
 from crafter_pipeline.expert import ACTIONS, Decision, Expert, View, parse
+from crafter_pipeline.mathematics import solve
 
 CONVERSATIONS = 4096
 IDLE_SECONDS = 1800.0
-TOOL_NAME = "interact_many"
+RANDOM_NUMBERS = 200
 
 
 class NoObservation(ValueError):
     """The request holds nothing to act on; the text says what is missing."""
+
+
+class Model(Protocol):
+    """Decides by the text of a request."""
+
+    info: EnvironmentInfo
+    """What it plays."""
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """What to answer, and why. NoObservation when the messages hold nothing to act on."""
 
 
 @dataclass(slots=True)
@@ -44,6 +56,8 @@ class ExpertModel:
         idle_seconds: A map that nobody asked for in this time goes.
         clock: Monotonic seconds; for tests.
     """
+
+    info = CRAFTER
 
     def __init__(
         self,
@@ -90,22 +104,55 @@ class ExpertModel:
 class RandomModel:
     """`crafter-random`: a uniform action, decided by the conversation's name and the turn alone."""
 
+    info = CRAFTER
+
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """An action; equal conversations get equal ones."""
         try:
             turn = parse(_last_user_text(body)).step
         except ValueError:  # another client's observations: count its turns
             turn = sum(m.get("role") == "assistant" for m in _messages(body))
-        digest = hashlib.blake2b(f"{conversation_of(body)}\0{turn}".encode(), digest_size=8).digest()
-        return Decision(ACTIONS[int.from_bytes(digest) % len(ACTIONS)], "")
+        return Decision(ACTIONS[_drawn(body, turn, len(ACTIONS))], "")
 
 
-Model = ExpertModel | RandomModel
+class MathExpertModel:
+    """`math-expert`: the exact solver of generated problems, with its working as thinking."""
+
+    info = MATH
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """The solution."""
+        try:
+            solution = solve(_last_user_text(body))
+        except ValueError as e:
+            raise NoObservation(str(e)) from e
+        return Decision(solution.answer, solution.working)
+
+
+class MathRandomModel:
+    """`math-random`: a number below 200, decided by the conversation's name and the turn alone."""
+
+    info = MATH
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """A number; equal conversations get equal ones."""
+        turn = sum(m.get("role") == "assistant" for m in _messages(body))
+        return Decision(str(_drawn(body, turn, RANDOM_NUMBERS)), "")
 
 
 def builtin_models() -> dict[str, Model]:
     """Name -> model, each with a memory of its own."""
-    return {"crafter-expert": ExpertModel(), "crafter-random": RandomModel()}
+    return {
+        "crafter-expert": ExpertModel(),
+        "crafter-random": RandomModel(),
+        "math-expert": MathExpertModel(),
+        "math-random": MathRandomModel(),
+    }
+
+
+def _drawn(body: Mapping[str, Any], turn: int, below: int) -> int:
+    digest = hashlib.blake2b(f"{conversation_of(body)}\0{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) % below
 
 
 def conversation_of(body: Mapping[str, Any]) -> str:
@@ -117,22 +164,26 @@ def conversation_of(body: Mapping[str, Any]) -> str:
     return hashlib.blake2b(_text(first.get("content")).encode(), digest_size=16).hexdigest()
 
 
-def completion(name: str, decision: Decision, body: Mapping[str, Any]) -> bytes:
-    """The answer in OpenAI's form, as JSON: text, or a call of `interact_many` when the request offers tools."""
+def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
+    """The model's answer in OpenAI's form, as JSON: text, or a call of its environment's tool when tools are offered.
+
+    NoObservation when the messages hold nothing to act on.
+    """
+    decision = model.decide(body)
     message: dict[str, Any] = {"role": "assistant", "content": decision.action}
     if decision.thought:
         message["reasoning_content"] = decision.thought
     finish = "stop"
     if body.get("tools") and body.get("tool_choice") != "none":
-        arguments = f'{{"actions":["{decision.action}"]}}'
+        arguments = orjson.dumps(model.info.tool_arguments((decision.action,))).decode()
         call = {
             "id": f"call_{secrets.token_hex(8)}",
             "type": "function",
-            "function": {"name": TOOL_NAME, "arguments": arguments},
+            "function": {"name": model.info.tool_name, "arguments": arguments},
         }
         message["content"], message["tool_calls"], finish = "", [call], "tool_calls"
     prompt_tokens = sum(len(_text(m.get("content"))) for m in _messages(body)) // 4
-    answer_tokens = 1 + bool(decision.thought)
+    answer_tokens = 1 + len(decision.thought.split())
     answer = {
         "id": f"chatcmpl-{secrets.token_hex(8)}",
         "object": "chat.completion",

@@ -13,7 +13,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from crafter_pipeline.config import Config, RlConfig, SftConfig, refuse_held_out
-from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.environments import ENVIRONMENTS
+from crafter_pipeline.errors import ConfigError, FieldError
+from crafter_pipeline.judging.model import PROVIDERS
+from crafter_pipeline.judging.rubric import PROGRAMMATIC
+from crafter_pipeline.rewards import read_step_rewards
 
 C = TypeVar("C", bound=Config)
 
@@ -189,8 +193,10 @@ def read_rl(payload: Mapping[str, Any]) -> dict[str, Any]:
         policy_config.setdefault("max_tokens", policy["max_tokens"])
     max_turns = _int(rollout, "max_turns", 0) or _int(training, "max_turns", 0) or None
     notes: dict[str, str] = {}
-    values = _rl_values(training, rollout, policy, policy_config, max_turns, notes)
+    environment = _environment(str(rollout.get("env_name") or "crafter"))
+    values = _rl_values(toml, training, rollout, policy, policy_config, max_turns, notes)
     config = _config(RlConfig, values, "data.config.training")
+    _check_step_rewards(config, environment)
     try:
         last = config.seeds_start + config.iterations * config.groups_per_iteration - 1
         refuse_held_out("training.seeds_start + iterations * groups_per_iteration", (last,))
@@ -201,14 +207,19 @@ def read_rl(payload: Mapping[str, Any]) -> dict[str, Any]:
         "config": config,
         "task_app_url": str(url).rstrip("/"),
         "source": str(source),
-        "environment": _environment(str(rollout.get("env_name") or "crafter")),
+        "environment": environment,
         "policy": {k: v for k, v in policy_config.items() if k not in _RL_SET_BY_WORKER},
         "max_turns": max_turns,
         "not_applied": notes,
     }
 
 
+_ENV_READ = frozenset({"max_env_steps", "env_params", "step_rewards"})
+"""Keys of `rollout.env_config` that have fields of their own in RlConfig."""
+
+
 def _rl_values(
+    toml: Mapping[str, Any],
     training: Mapping[str, Any],
     rollout: Mapping[str, Any],
     policy: Mapping[str, Any],
@@ -246,8 +257,12 @@ def _rl_values(
     shaping = _step_rewards(training, env, policy_config)
     if shaping:
         values["step_rewards"] = shaping
+    judge = _judge(toml, notes)
+    if judge is not None:
+        values["judge"] = judge
+    values["env_config"] = {k: v for k, v in env.items() if k not in _ENV_READ}
     own = RlConfig.model_fields.keys() - {"group_size"}
-    for table in (rollout, training):
+    for table in ({**rollout, "env_config": None}, training):
         values.update({k: table[k] for k in own if table.get(k) is not None})
     return values
 
@@ -261,6 +276,64 @@ def _step_rewards(
     nested = {k.removeprefix(prefix): v for k, v in _table(training.get("rewards")).items() if k.startswith(prefix)}
     found = {**_table(env.get("step_rewards")), **_table(policy_config.get("step_rewards")), **flat, **nested}
     return found if found.get("enabled") else {}
+
+
+def _check_step_rewards(config: RlConfig, environment: str) -> None:
+    """Refuse what every rollout would be refused for. ConfigError names the key."""
+    info = ENVIRONMENTS.get(environment)
+    if config.step_rewards is not None and info is not None:
+        try:
+            read_step_rewards(config.step_rewards, info.achievements)
+        except FieldError as e:
+            raise ConfigError(f"data.config.training: {e.below('step_rewards')}") from None
+
+
+def _judge(toml: Mapping[str, Any], notes: dict[str, str]) -> dict[str, Any] | None:
+    """JudgeConfig's values from `[judge]`, and from `[rubric]` for what that leaves open; None: nobody judges."""
+    tables = {name: _table(toml.get(name)) for name in ("judge", "rubric")}
+    on = {name: table for name, table in tables.items() if table and table.get("enabled", True)}
+    if not on:
+        return None
+    where, judge, rubric = next(iter(on)), on.get("judge", {}), on.get("rubric", {})
+    options = _table(judge.get("options"))
+    model = _first(options, "model") or _first(judge, "model") or _first(rubric, "model")
+    provider = str(_first(options, "provider") or _first(judge, "type") or "").lower()
+    url = _first(options, "inference_url") or _first(rubric, "api_base") or PROVIDERS.get(provider)
+    blend = _table(judge.get("reward_blend")) or _table(rubric.get("weights"))
+    blend |= {part: 0.0 for part in ("event", "outcome") if options.get(part) is False}
+    if model is None:
+        notes[where] = 'it names no model; judge.options.model = "programmatic" needs none'
+    elif model != PROGRAMMATIC and url is None:
+        notes[where] = f"no address is known for {provider or model!r}; name judge.options.inference_url"
+    elif not blend.get("event") and not blend.get("outcome"):
+        notes[where] = "judge.reward_blend gives neither event nor outcome a weight"
+    if where in notes:
+        return None
+    notes.update(_judge_not_applied(options, rubric))
+    criteria = _table(options.get("rubric_overrides")) or {
+        "outcome": _table(rubric.get("outcome")).get("criteria"),
+        "events": _table(rubric.get("event")).get("criteria"),
+    }
+    values = {
+        "model": model,
+        "inference_url": None if model == PROGRAMMATIC else url,
+        "reward_blend": {part: weight for part, weight in blend.items() if weight is not None},
+        "rubric": criteria if any(criteria.values()) else None,
+        "on_failure": judge.get("on_failure"),
+        "concurrency": options.get("max_concurrency"),
+        "timeout_seconds": _first(options, "timeout_s") or _first(judge, "timeout_s"),
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _judge_not_applied(options: Mapping[str, Any], rubric: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    if options.get("rubric_id") or any(_table(rubric.get(part)).get("rubric_id") for part in ("event", "outcome")):
+        yield "judge.options.rubric_id", "the rubric is the one that is sent, or else the task app's own"
+    for key in ("tracks", "weights"):
+        if options.get(key):
+            yield f"judge.options.{key}", "a rubric's criteria say what is judged, and what each weighs"
+    if rubric.get("api_key_env"):
+        yield "rubric.api_key_env", "keys of model hosts are this machine's: INFERENCE_API_KEYS"
 
 
 def _rl_not_applied(
@@ -281,10 +354,8 @@ def _rl_not_applied(
         yield "lora", "RL trains all weights here"
     if toml.get("evaluation"):
         yield "evaluation", _EVALUATION
-    for table in ("judge", "rubric"):
-        section = _table(toml.get(table))
-        if section and section.get("enabled", True):
-            yield table, "rewards come from the task app"
+    if _table(toml.get("services")).get("judge_url"):
+        yield "services.judge_url", "the RL worker has its rollouts judged itself, see judge.options"
     for key in training:
         if key in ("weight_sync_interval", "log_interval") and training[key] == 1:
             continue  # as it is done here

@@ -12,6 +12,8 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from crafter_pipeline import __version__
+from crafter_pipeline.cli.task_app import task_app as task_app_commands
+from crafter_pipeline.cli.traces import traces
 from crafter_pipeline.errors import ConfigError, PipelineError
 
 INTERRUPTED = 130
@@ -26,6 +28,8 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
+app.command(traces)
+app.command(task_app_commands)
 
 
 @app.command
@@ -44,13 +48,20 @@ def serve(
 
     Parameters
     ----------
-    name: Environment: grpo-crafter, …
-    host: Address to bind; beyond loopback a key is needed.
-    port: 0: any free one.
-    trace: Folder of trace databases.
-    trace_db: Trace database to write; default: a new one in the folder.
-    reload: Restart when code changes.
-    env_file: Variables for what is unset; default .env.
+    name:
+        Environment: grpo-crafter or math.
+    host:
+        Address to bind; beyond loopback a key is needed.
+    port:
+        0: any free one.
+    trace:
+        Folder of trace databases.
+    trace_db:
+        Trace database to write; default: a new one in the folder.
+    reload:
+        Restart when code changes.
+    env_file:
+        Variables for what is unset; default .env.
     """
     from task_app.__main__ import main as task_app
 
@@ -64,7 +75,7 @@ def backend(
     host: str = "127.0.0.1",
     port: Port = 8000,
     data: Path | None = None,
-    alias: list[str] | None = None,
+    alias: Annotated[list[str] | None, Parameter(negative="")] = None,
     public_url: str | None = None,
     env_file: Path | None = None,
 ) -> int:
@@ -72,12 +83,18 @@ def backend(
 
     Parameters
     ----------
-    host: Address to bind; beyond loopback a key is needed.
-    port: 0: any free one.
-    data: Folder of files, jobs and models.
-    alias: BASE=STAND-IN for weights that are not at hand; may be repeated.
-    public_url: Our address as others see it.
-    env_file: Variables for what is unset; default .env.
+    host:
+        Address to bind; beyond loopback a key is needed.
+    port:
+        0: any free one.
+    data:
+        Folder of files, jobs and models.
+    alias:
+        BASE=STAND-IN for weights that are not at hand; may be repeated.
+    public_url:
+        Our address as others see it.
+    env_file:
+        Variables for what is unset; default .env.
     """
     from train_app.__main__ import main as train_app
 
@@ -91,7 +108,7 @@ def run(
     *,
     profile: str | None = None,
     config: Path | None = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set")] = None,
+    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     fresh: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
@@ -99,11 +116,16 @@ def run(
 
     Parameters
     ----------
-    profile: File in configs/profiles without .toml; default tiny.
-    config: A config file of one's own.
-    set_: key=value on top, e.g. rl.iterations=2; may be repeated.
-    fresh: Start anew although there is a run of this config.
-    as_json: Print report.json at the end, progress goes to stderr.
+    profile:
+        File in configs/profiles without .toml; default tiny.
+    config:
+        A config file of one's own.
+    set_:
+        key=value on top, e.g. rl.iterations=2; may be repeated.
+    fresh:
+        Start anew although there is a run of this config.
+    as_json:
+        Print report.json at the end, progress goes to stderr.
     """
     from crafter_pipeline.cli.run import run_pipeline
 
@@ -118,7 +140,8 @@ def up(*, background: Annotated[bool, Parameter(negative="")] = False) -> int:
 
     Parameters
     ----------
-    background: Return when all is ready; `crafter-pipeline down` stops it.
+    background:
+        Return when all is ready; `crafter-pipeline down` stops it.
     """
     from crafter_pipeline.cli.stack import up as start
 
@@ -139,7 +162,8 @@ def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
 
     Parameters
     ----------
-    as_json: Print the checks as JSON.
+    as_json:
+        Print the checks as JSON.
     """
     from crafter_pipeline.cli.doctor import doctor as check
 

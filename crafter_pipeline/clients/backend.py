@@ -115,7 +115,7 @@ def rl_payload(
             "episodes_per_batch": config.groups_per_iteration * config.group_size,
             "max_concurrent_rollouts": config.concurrency,
             "batches_per_step": 1,
-            "env_config": {"max_env_steps": config.max_env_steps},
+            "env_config": {**config.env_config, "max_env_steps": config.max_env_steps},
             "policy_config": policy.model_dump(mode="json"),
         },
         "evaluation": {},

@@ -7,54 +7,61 @@ its aiohttp transport, encodes with orjson, and involves the retry machinery onl
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self, TypedDict
+from typing import Any, NamedTuple, Self, TypedDict
 from urllib.parse import urlsplit, urlunsplit
 
+import aiohttp
+import anyio
 import httpx
 import orjson
 import tenacity
 from httpx_aiohttp import AiohttpTransport
 
 from crafter_pipeline.contracts import Reply
-from crafter_pipeline.errors import ModelError
+from crafter_pipeline.errors import ModelError, ModelFailure
 from crafter_pipeline.settings import Settings, load_settings
 from crafter_pipeline.thinking import split_thinking
 
-CONNECTIONS = 512
 TRIES = 5
+BUSY_TRIES = 12
+"""Of a call that is answered 429: a host that is busy for two minutes is not broken."""
 FIRST_WAIT_SECONDS = 0.5
 LONGEST_WAIT_SECONDS = 20.0
 CONNECT_SECONDS = 20.0
-
-# httpx logs whole URLs at INFO, and the URL of an inference gateway is a credential.
-logging.getLogger("httpx").setLevel(logging.WARNING)
+MAX_ANSWER_BYTES = 1_000_000
 
 
 class ChatRequest(TypedDict, total=False):
-    """Body of a chat completion as OpenAI defines it. Nothing else is ever sent: strict servers refuse the rest."""
+    """Body of a chat completion as OpenAI defines it, and one field beyond. Nothing else is ever sent: strict servers
+    refuse the rest."""
 
     model: str
     messages: list[dict[str, Any]]
     temperature: float
     top_p: float
     max_tokens: int
+    max_completion_tokens: int
     user: str
     seed: int
     stop: str | list[str]
     tools: list[dict[str, Any]]
     tool_choice: str | dict[str, Any]
+    parallel_tool_calls: bool
+    reasoning_effort: str
     response_format: dict[str, Any]
+    chat_template_kwargs: dict[str, Any]
+    """Of vLLM, SGLang and our own servers; left out for hosts that are known to refuse it."""
 
 
 STANDARD_FIELDS = frozenset(ChatRequest.__annotations__)
+_STRICT_HOSTS = frozenset({"api.openai.com", "api.groq.com"})  # these refuse `chat_template_kwargs`
 _RENAMED_AT_OPENAI = ("gpt-5", "o1", "o3", "o4")  # these refuse `max_tokens`
 
 
@@ -81,9 +88,11 @@ class ChatClient:
     """An async client for any number of chat model endpoints; one connection pool. Close it, or use `async with`.
 
     Args:
-        settings: Where API keys come from; a key goes to the host it was made for and to no other.
-        http: An httpx client for tests; default: the aiohttp transport with a pool of `CONNECTIONS`.
-        tries: Calls per completion, the first included.
+        settings: Where API keys come from (a key goes to the host it was made for and to no other), and how many
+            calls one host gets at once. ConfigError when its keys cannot be read.
+        transport: For tests; default: aiohttp. The calls go to it directly: httpx's client above it (cookies,
+            redirects, logs, none of which is wanted here) would cost a third of a call.
+        tries: Calls per completion, the first included; a host that answers 429 gets `BUSY_TRIES`.
         first_wait_seconds: Wait before the first retry; it doubles each time, with jitter.
     """
 
@@ -91,14 +100,15 @@ class ChatClient:
         self,
         settings: Settings | None = None,
         *,
-        http: httpx.AsyncClient | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
         tries: int = TRIES,
         first_wait_seconds: float = FIRST_WAIT_SECONDS,
     ) -> None:
         self._settings = settings if settings is not None else load_settings()
-        self._http = http if http is not None else _default_http()
+        _ = self._settings.host_keys  # what is wrong there is said now, not at the first call
+        self._transport = transport if transport is not None else _default_transport()
         self._tries, self._first_wait_seconds = tries, first_wait_seconds
-        self._headers: dict[str, list[tuple[bytes, bytes]]] = {}
+        self._hosts: dict[str, _Host] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -110,7 +120,7 @@ class ChatClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._transport.aclose()
 
     async def complete(self, url: str, payload: ChatRequest | Mapping[str, Any], *, deadline_s: float) -> Reply:
         """One chat completion.
@@ -118,52 +128,79 @@ class ChatClient:
         Args:
             url: Base URL or full URL, see `chat_url`.
             payload: The request; fields outside `ChatRequest` are left out.
-            deadline_s: Seconds for everything: all tries and the waits between them.
+            deadline_s: Seconds for everything: all tries, the waits between them, and the wait for a place among the
+                calls that the host gets at once.
 
         Raises:
-            ModelError: refused (a 4xx other than 429), or failed until the tries or the seconds were used up.
+            ModelError: refused, or failed until the tries or the seconds were used up; `kind` says how.
         """
-        url = chat_url(url)
-        body = _encode(url, payload)
         deadline = time.monotonic() + deadline_s
         try:
-            return await self._once(url, body, deadline)
-        except _Transient as e:
-            return await self._again(url, body, deadline, e)
-
-    async def _once(self, url: str, body: bytes, deadline: float) -> Reply:
-        """One HTTP call: a Reply, `_Transient` if another try may help, ModelError if not."""
-        started = time.monotonic()
-        request = httpx.Request("POST", _parsed(url), headers=self._headers_for(url), content=body)
+            target = _target(url)
+        except (ValueError, httpx.InvalidURL) as e:
+            raise ModelError(f"The address of the chat model is not a URL ({e}).", "refused") from e
+        host = self._hosts.get(target.origin)
+        if host is None:
+            key = None if "@" in target.origin else self._settings.inference_key(url)
+            host = self._hosts[target.origin] = _Host(target, key, self._settings.inference_max_concurrent)
+        body = host.encode(payload)
         try:
-            async with asyncio.timeout(deadline - started):
-                response = await self._http.send(request)
-        except TimeoutError:
-            raise _Transient("no answer before the deadline", None) from None
-        except httpx.UnsupportedProtocol as e:
-            raise ModelError(f"{shown_url(url)} is not an http(s) address of a chat model.") from e
-        except httpx.TransportError as e:
-            raise _Transient(f"{type(e).__name__}: {e}" if str(e) else type(e).__name__, None) from e
-        latency_ms = 1000.0 * (time.monotonic() - started)
-        if response.status_code == 200:
-            return _read(response.content, latency_ms, url)
-        message = self._words_of(response, url)
-        if response.status_code == 429 or response.status_code >= 500:
-            raise _Transient(message, _retry_after(response))
-        raise ModelError(f"The chat model at {shown_url(url)} refused the request: {message}")
+            return await self._once(host, target, body, deadline)
+        except _Transient as e:
+            return await self._again(host, target, body, deadline, e)
 
-    async def _again(self, url: str, body: bytes, deadline: float, first: _Transient) -> Reply:
+    async def _once(self, host: _Host, target: _Target, body: bytes, deadline: float) -> Reply:
+        """One HTTP call: a Reply, `_Transient` if another try may help, ModelError if not."""
+        request = httpx.Request("POST", target.url, headers=host.headers, content=body, extensions=_EXTENSIONS)
+        try:
+            async with asyncio.timeout(deadline - time.monotonic()):
+                await host.enter(request)
+                started = time.monotonic()
+                try:
+                    response = await self._transport.handle_async_request(request)
+                    content = await _content(response)
+                finally:
+                    host.leave(request)
+        except TimeoutError:
+            raise _Transient("no answer before the deadline", "timeout") from None
+        except httpx.UnsupportedProtocol as e:
+            raise ModelError(f"{target} is not an http(s) address of a chat model.", "refused") from e
+        except httpx.DecodingError as e:
+            raise ModelError(f"{target} answered with what cannot be unpacked ({e}).", "bad_answer") from e
+        except (httpx.TransportError, aiohttp.ClientError) as e:  # not all of aiohttp's are translated
+            raise _Transient(" ".join(str(e).split())[:300] or type(e).__name__, "unreachable") from e
+        status = response.status_code
+        if status == 200:
+            host.answered()
+            return _read(content, 1000.0 * (time.monotonic() - started), target)
+        message, code = _words_of(status, content, host.key)
+        if status == 429 and "insufficient_quota" not in code:
+            host.slow_down(started)
+            raise _Transient(message, "rate_limited", _retry_after(response))
+        if status in (408, 504):
+            raise _Transient(message, "timeout", _retry_after(response))
+        if status >= 500:
+            raise _Transient(message, "unreachable", _retry_after(response))
+        kind: ModelFailure = "context_too_long" if _is_too_long(status, message, code) else "refused"
+        refusal = ModelError(f"The chat model at {target} refused the request: {message}", kind)
+        refusal.status = status
+        raise refusal
+
+    async def _again(self, host: _Host, target: _Target, body: bytes, deadline: float, first: _Transient) -> Reply:
         """Further tries after `first`."""
         last = first
+
+        def enough(state: tenacity.RetryCallState) -> bool:
+            return state.attempt_number >= (BUSY_TRIES if last.kind == "rate_limited" else self._tries)
 
         def wait(state: tenacity.RetryCallState) -> float:
             longest = min(LONGEST_WAIT_SECONDS, self._first_wait_seconds * 2.0 ** (state.attempt_number - 1))
             backoff = longest * random.uniform(0.5, 1.0)
-            return backoff if last.retry_after is None else max(last.retry_after, 0.1 * backoff)
+            return backoff if last.retry_after is None else last.retry_after + 0.2 * backoff
 
         async def sleep(seconds: float) -> None:
             if time.monotonic() + seconds >= deadline:
-                raise self._giving_up(url, last)
+                raise last
             await asyncio.sleep(seconds)
 
         pending: _Transient | None = first
@@ -174,82 +211,165 @@ class ChatClient:
                 e, pending = pending, None
                 raise e
             try:
-                return await self._once(url, body, deadline)
+                return await self._once(host, target, body, deadline)
             except _Transient as e:
                 last = e
                 raise
 
         retrying = tenacity.AsyncRetrying(
-            retry=tenacity.retry_if_exception_type(_Transient),
-            stop=tenacity.stop_after_attempt(self._tries),
-            wait=wait,
-            sleep=sleep,
-            reraise=True,
+            retry=tenacity.retry_if_exception_type(_Transient), stop=enough, wait=wait, sleep=sleep, reraise=True
         )
         try:
             return await retrying(attempt)
         except _Transient as e:
-            raise self._giving_up(url, e) from e
-
-    def _giving_up(self, url: str, last: _Transient) -> ModelError:
-        return ModelError(
-            f"The chat model at {shown_url(url)} gave no usable answer in the time and the {self._tries} tries it had."
-            f" Last: {last.reason}"
-        )
-
-    def _headers_for(self, url: str) -> list[tuple[bytes, bytes]]:
-        origin = url.split("/", 3)[2]
-        headers = self._headers.get(origin)
-        if headers is None:
-            headers = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
-            key = self._settings.inference_key(url)
-            if key is not None:
-                headers.append((b"authorization", b"Bearer " + key.encode()))
-            self._headers[origin] = headers
-        return headers
-
-    def _words_of(self, response: httpx.Response, url: str) -> str:
-        """`HTTP 404: model not found`: status and the server's own words, without our key should it echo it."""
-        text = response.text[:2000]
-        try:
-            parsed = orjson.loads(response.content)
-            error = parsed.get("error", parsed.get("detail", parsed))
-            text = error["message"] if isinstance(error, dict) and "message" in error else str(error)
-        except (orjson.JSONDecodeError, AttributeError):
-            pass
-        key = self._settings.inference_key(url)
-        if key:
-            text = text.replace(key, "[key]")
-        return f"HTTP {response.status_code}: {' '.join(str(text).split())[:500]}"
+            raise ModelError(
+                f"The chat model at {target} gave no usable answer in the time and the tries it had. Last: {e.reason}",
+                e.kind,
+            ) from e
 
 
 class _Transient(Exception):
     """A failure that another try may cure. `retry_after`: seconds the server asked for."""
 
-    def __init__(self, reason: str, retry_after: float | None) -> None:
+    def __init__(self, reason: str, kind: ModelFailure, retry_after: float | None = None) -> None:
         super().__init__(reason)
         self.reason, self.retry_after = reason, retry_after
+        self.kind: ModelFailure = kind
 
 
-_parsed = lru_cache(maxsize=1024)(httpx.URL)  # parsing a URL costs a tenth of a call; a rollout's stays the same
+class _Target(NamedTuple):
+    """Where a completion is asked for. Its `str` may be shown."""
+
+    url: httpx.URL
+    origin: str
+    """scheme://host:port, with user info if there is any."""
+    name: str
+    """The host's name in lower case."""
+
+    def __str__(self) -> str:
+        return shown_url(str(self.url))
 
 
-def _default_http() -> httpx.AsyncClient:
-    # Idle connections are dropped before uvicorn drops them (5 s): no race for a connection that is being closed.
-    limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=4.0)
-    return httpx.AsyncClient(
-        transport=AiohttpTransport(limits=limits),
-        timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),
-        follow_redirects=False,  # a redirect could carry a key to another host
-        trust_env=False,
-    )
+@lru_cache(maxsize=4096)  # parsing a URL costs a tenth of a call; a rollout's stays the same
+def _target(base: str) -> _Target:
+    text = chat_url(base)
+    parts = urlsplit(text)
+    _ = parts.port  # ValueError for one that is none
+    return _Target(httpx.URL(text), f"{parts.scheme}://{parts.netloc}", (parts.hostname or "").lower())
 
 
-def _encode(url: str, payload: Mapping[str, Any]) -> bytes:
-    fields = payload if payload.keys() <= STANDARD_FIELDS else {k: payload[k] for k in payload if k in STANDARD_FIELDS}
-    if "api.openai.com" in url and str(fields.get("model", "")).startswith(_RENAMED_AT_OPENAI):
-        fields = {"max_completion_tokens" if k == "max_tokens" else k: v for k, v in fields.items()}
-    return orjson.dumps(fields)
+class _Host:
+    """One host: our key for it, what it may be sent, and how many calls it gets at once.
+
+    Each answer 429 halves the number of calls (those that were under way together halve it once); as many good answers
+    as there are places give one more, up to `most`.
+    """
+
+    def __init__(self, target: _Target, key: str | None, most: int) -> None:
+        self.key = key
+        fields = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+        if key is not None:
+            fields.append((b"authorization", b"Bearer " + key.encode()))
+        self.headers = httpx.Headers(fields, encoding="utf-8")
+        self._fields = STANDARD_FIELDS - {"chat_template_kwargs"} if target.name in _STRICT_HOSTS else STANDARD_FIELDS
+        self._renames = target.name == "api.openai.com"
+        self._most = most
+        self._places = anyio.CapacityLimiter(most)
+        self._good_answers = 0
+        self._slowed_at = 0.0
+
+    def encode(self, payload: Mapping[str, Any]) -> bytes:
+        """The body of a request."""
+        fields = self._fields
+        body = payload if payload.keys() <= fields else {k: payload[k] for k in payload if k in fields}
+        if self._renames and str(body.get("model", "")).startswith(_RENAMED_AT_OPENAI) and "max_tokens" in body:
+            body = {"max_completion_tokens": body["max_tokens"], **body}
+            del body["max_tokens"]
+        return orjson.dumps(body)
+
+    async def enter(self, call: object) -> None:
+        """Take a place, when one is free."""
+        try:
+            self._places.acquire_on_behalf_of_nowait(call)
+        except anyio.WouldBlock:
+            await self._places.acquire_on_behalf_of(call)
+
+    def leave(self, call: object) -> None:
+        """Give the place back."""
+        self._places.release_on_behalf_of(call)
+
+    def answered(self) -> None:
+        """A call went well."""
+        if (places := self._places).total_tokens < self._most:
+            self._good_answers += 1
+            if self._good_answers >= places.total_tokens:
+                self._good_answers = 0
+                places.total_tokens += 1
+
+    def slow_down(self, started: float) -> None:
+        """A call, started then (monotonic seconds), was answered 429."""
+        if started >= self._slowed_at:
+            self._slowed_at, self._good_answers = time.monotonic(), 0
+            self._places.total_tokens = max(1, (self._places.borrowed_tokens + 1) // 2)
+
+
+_EXTENSIONS = {"timeout": {"connect": CONNECT_SECONDS}}
+
+
+def _default_transport() -> AiohttpTransport:
+    # Each host has its places, the pool no limit (0: aiohttp's word for none). Idle connections are dropped before
+    # uvicorn drops them (5 s): no race for a connection that is being closed.
+    return AiohttpTransport(limits=httpx.Limits(max_connections=0, keepalive_expiry=4.0))
+
+
+async def _content(response: httpx.Response) -> bytes:
+    """The answer; of one above `MAX_ANSWER_BYTES` only so much that it shows."""
+    packed = "content-encoding" in response.headers  # though we asked for none; else httpx's layers cost a tenth
+    stream = response.aiter_bytes() if packed else response.stream
+    assert isinstance(stream, AsyncIterable)
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in stream:
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > MAX_ANSWER_BYTES:
+                break
+    finally:
+        await response.aclose()
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _words_of(status: int, content: bytes, key: str | None) -> tuple[str, str]:
+    """(`HTTP 404: model not found`, error code and type): status and the server's own words, without our key should it
+    echo it."""
+    text, code = content[:2000].decode(errors="replace"), ""
+    try:
+        answer = orjson.loads(content)
+        error = answer.get("error", answer.get("detail", answer))
+        text = str(error)
+        if isinstance(error, dict):
+            text = str(error.get("message", error))
+            code = " ".join(str(error[k]) for k in ("code", "type") if error.get(k))
+        elif answer.get("message"):
+            text = str(answer["message"])
+    except (orjson.JSONDecodeError, AttributeError):
+        pass
+    if key:
+        text = text.replace(key, "[key]")
+    return f"HTTP {status}: {' '.join(text.split())[:500]}", code
+
+
+_TOO_LONG = re.compile(
+    r"context[_ ](length|size|window|is)|maximum model length|(prompt|input|request) (is )?too (long|large)"
+    r"|too many tokens|reduce (the|your) (length|message)",
+    re.IGNORECASE,
+)
+"""The words of OpenAI, Groq, vLLM, SGLang, llama.cpp and our own servers for a prompt that does not fit."""
+
+
+def _is_too_long(status: int, message: str, code: str) -> bool:
+    return status in (400, 413, 422) and _TOO_LONG.search(f"{code} {message}") is not None
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -258,7 +378,8 @@ def _retry_after(response: httpx.Response) -> float | None:
     if value is None:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if seconds == seconds else None  # `nan` is a float, too
     except ValueError:
         pass
     try:
@@ -267,29 +388,38 @@ def _retry_after(response: httpx.Response) -> float | None:
         return None
 
 
-def _read(content: bytes, latency_ms: float, url: str) -> Reply:
+def _read(content: bytes, latency_ms: float, target: _Target) -> Reply:
     """A chat completion as a Reply. ModelError if it is none."""
+    if len(content) > MAX_ANSWER_BYTES:
+        raise ModelError(f"{target} answered with more than {MAX_ANSWER_BYTES:,} bytes.", "bad_answer")
     try:
         answer = orjson.loads(content)
         choice = answer["choices"][0]
         message = choice["message"]
         text = message.get("content")
         thinking = message.get("reasoning_content") or message.get("reasoning") or ""
-        usage = answer.get("usage") or {}
         calls = message.get("tool_calls")
+        finish_reason = choice.get("finish_reason")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
         shown = content[:200].decode(errors="replace")
-        raise ModelError(f"{shown_url(url)} answered, but not with a chat completion: {shown}") from None
+        raise ModelError(f"{target} answered, but not with a chat completion: {shown}", "bad_answer") from None
     if not isinstance(text, str):  # null beside tool calls; some servers send parts
         text = "".join(str(p.get("text", "")) for p in text if isinstance(p, dict)) if isinstance(text, list) else ""
     thinking = thinking if isinstance(thinking, str) else str(thinking)
     text, thinking = split_thinking(text, thinking)
+    usage = answer.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
     return Reply(
         content=text,
         thinking=thinking,
         tool_calls=tuple(c for c in calls if isinstance(c, dict)) if isinstance(calls, list) else (),
-        finish_reason=choice.get("finish_reason") or "stop",
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
+        finish_reason=finish_reason if isinstance(finish_reason, str) else "stop",
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
         latency_ms=latency_ms,
     )
+
+
+def _count(value: Any) -> int:
+    """Tokens as a server counts them; 0 for what is no such number."""
+    return value if type(value) is int and 0 <= value < 2**31 else 0

@@ -143,9 +143,12 @@ def send(
     if response.status_code < 300:
         return response
     words = words_of(response)
+    says = f"answered {response.status_code} to {method} {path}: {words}"
     if response.status_code in (401, 403):
-        raise raises(f"The {service} at {http.base_url} refuses the key. Set {key_name} to its key. ({words})")
-    raise raises(f"The {service} at {http.base_url} answered {response.status_code} to {method} {path}: {words}")
+        says = f"refuses the key. Set {key_name} to its key. ({words})"
+    refusal = raises(f"The {service} at {http.base_url} {says}")
+    refusal.status = response.status_code
+    raise refusal
 
 
 def json_object(response: _Answer, complaint: Exception) -> dict[str, Any]:

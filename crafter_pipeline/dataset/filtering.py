@@ -274,9 +274,11 @@ def _write_rows(
     tally = _Tally()
     digest = hashlib.sha256()
     seen: set[bytes] = set()
+    prompts = _Prompts()
     with part.open("wb") as f:
         for position, turn, model, provider, reward, unlocked, failure, chosen, text in _turns(connection, config):
             tally.turns += 1
+            prompts.add(position, text)
             if failure is not None:
                 tally.parse_failures += 1
                 continue
@@ -292,7 +294,7 @@ def _write_rows(
                 tally.stopped = True
                 break
             rollout = selection.kept[position]
-            prompt = r.prompt_of(record)
+            prompt = prompts.last(record)
             row: dict[str, Any] = {"messages": [*prompt, assistant_message(reply, config.thinking)]}
             tools = r.tools_of(record) or r.loads(rollout.tools)
             if tools:
@@ -325,6 +327,33 @@ def _write_rows(
         os.fsync(f.fileno())
     tally.sha256 = digest.hexdigest()
     return tally
+
+
+class _Prompts:
+    """The prompt of the turn that was read last. One may build on the turn before it, whether that is exported or not;
+    so every turn is told, and only what is needed is parsed."""
+
+    def __init__(self) -> None:
+        self._position: int | None = None
+        self._skipped: list[str] = []
+        self._prompt: list[dict[str, Any]] = []
+
+    def add(self, position: int, call_records: str) -> None:
+        """The next turn, in order."""
+        if position != self._position:
+            self._prompt = []
+        if position != self._position or not r.builds_on_earlier(call_records or ""):
+            self._skipped.clear()
+        self._position = position
+        self._skipped.append(call_records)
+
+    def last(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """The prompt of the turn that was added last; `record` is its call record."""
+        for text in self._skipped[:-1]:
+            self._prompt = r.prompt_of(next(iter(r.loads(text) or ()), {}), self._prompt)
+        self._skipped.clear()
+        self._prompt = r.prompt_of(record, self._prompt)
+        return self._prompt
 
 
 def _turns(connection: duckdb.DuckDBPyConnection, config: FilterConfig) -> Iterator[tuple[Any, ...]]:

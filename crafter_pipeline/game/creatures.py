@@ -29,6 +29,7 @@ from .rules import (
     WALKABLE,
     ZOMBIE,
 )
+from .world_config import WorldConfig
 
 ZOMBIE_COOLDOWN = 5
 SKELETON_RELOAD = 4
@@ -171,9 +172,12 @@ def _update_plant(board: Board, plant: Thing) -> None:
         board.remove(plant)
 
 
-def balance_chunks(board: Board, light: float, stream: Random) -> None:
+def balance_chunks(board: Board, light: float, world: WorldConfig, stream: Random) -> None:
     """Let creatures appear and vanish, chunk by chunk: zombies by night, skeletons in caves, cows on meadows."""
     draw = stream.random
+    zombie_chance, zombie_span = 0.3 * world.zombie_spawn_rate, world.zombie_spawn_distance
+    skeleton_chance, skeleton_span = 0.1 * world.skeleton_spawn_rate, world.skeleton_spawn_distance
+    cow_chance, cow_span = 0.01 * world.cow_spawn_rate, world.cow_spawn_distance
     most_zombies = int(3.5 - 3 * light)
     most_cows = int(1.5 + light)
     for chunk in list(board.chunk_order):
@@ -189,16 +193,16 @@ def balance_chunks(board: Board, light: float, stream: Random) -> None:
             elif kind == COW:
                 cows.append(thing)
         grass, path = board.grass[chunk], board.path[chunk]
-        if grass >= 50 and len(zombies) < most_zombies and draw() < 0.3:
-            _spawn(board, chunk, ZOMBIE, GRASS, grass, 6, stream)
+        if grass >= 50 and len(zombies) < most_zombies and draw() < zombie_chance:
+            _spawn(board, chunk, ZOMBIE, GRASS, grass, zombie_span, stream)
         elif len(zombies) > most_zombies and draw() < 0.4:
             _despawn(board, zombies, 0, stream)
-        if path >= 6 and len(skeletons) < 1 and draw() < 0.1:
-            _spawn(board, chunk, SKELETON, PATH, path, 7, stream)
+        if path >= 6 and len(skeletons) < 1 and draw() < skeleton_chance:
+            _spawn(board, chunk, SKELETON, PATH, path, skeleton_span, stream)
         elif len(skeletons) > 2 and draw() < 0.1:
             _despawn(board, skeletons, 7, stream)
-        if grass >= 30 and len(cows) < 1 and draw() < 0.01:
-            _spawn(board, chunk, COW, GRASS, grass, 5, stream)
+        if grass >= 30 and len(cows) < 1 and draw() < cow_chance:
+            _spawn(board, chunk, COW, GRASS, grass, cow_span, stream)
         elif len(cows) > most_cows and draw() < 0.1:
             _despawn(board, cows, 5, stream)
 

@@ -21,7 +21,7 @@ from . import render, snapshot
 from .board import Board, Thing
 from .creatures import balance_chunks, update_creatures
 from .observation import Observation, observe
-from .random_stream import stream_at
+from .random_stream import seeded_stream, stream_at
 from .rules import (
     ACHIEVEMENTS,
     ACTION_CODES,
@@ -53,10 +53,17 @@ from .rules import (
     ZOMBIE,
     daylight,
 )
-from .worldgen import generate_world
+from .world_config import UNCHANGED, WorldConfig
+from .worldgen import generate_world, world_seed
 
 NATIVE_SIZE = (64, 64)
 """Pixels (width, height) of stock's picture; in parity mode its night noise is drawn for this size."""
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 2**31 - 1
+MAX_AREA = 256
+"""Cells of a world's longer side."""
+MAX_VIEW = 64
+"""Cells of a view's longer side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,8 @@ class StepResult:
     """Stock's reward: 1 if anything was unlocked, plus a tenth of the change in health."""
     unlocked: tuple[str, ...]
     """Achievements unlocked by this step for the first time in the episode, in the order of ACHIEVEMENTS."""
+    reached: tuple[str, ...]
+    """All achievements of this step, unlocked earlier or not, as they came."""
     done: bool
     """The episode is over: death or the step limit."""
     died: bool
@@ -86,21 +95,23 @@ class Game:
         area: tuple[int, int] = (64, 64),
         view: tuple[int, int] = (9, 9),
         parity: bool = False,
+        world: WorldConfig = UNCHANGED,
     ) -> None:
         """Start the episode of a seed, in the world of stock's `crafter.Env(seed=seed)` after its first `reset()`.
 
-        `seed`: an int >= 0 (stock gives -1 and -2 the same world). `max_steps`: env steps until the episode ends,
-        >= 1. `area`: cells (width, height) of the world. `view`: cells (width, height) of stock's picture, whose
-        lowest rows show the inventory; creatures farther than twice its longer side stand still. `parity`: spend
-        random draws on the night's picture as stock does. Raises ValueError for anything else.
+        `seed`: an int from 0 to MAX_SEED (stock gives -1 and -2 the same world). `max_steps`: env steps until the
+        episode ends, >= 1. `area`: cells (width, height) of the world. `view`: cells (width, height) of stock's
+        picture, whose lowest rows show the inventory; creatures farther than twice its longer side stand still.
+        `parity`: spend random draws on the night's picture as stock does; only in an unchanged world. Raises
+        ValueError for anything else.
         """
-        seed, max_steps = _int_at_least(0, seed=seed), _int_at_least(1, max_steps=max_steps)
-        self._configure(seed, max_steps, (int(area[0]), int(area[1])), (int(view[0]), int(view[1])), parity)
-        world = generate_world(seed, self.area)
-        self._stream: Random = stream_at(world.random_state)
-        self._board = Board(self.area, world.materials)
-        self._player: Thing = self._board.add(PLAYER, self.area[0] // 2, self.area[1] // 2)
-        for kind, x, y in world.creatures:
+        area, view = (int(area[0]), int(area[1])), (int(view[0]), int(view[1]))
+        self._configure(seed, max_steps, area, view, parity, world)
+        start = generate_world(self.seed, area, world)
+        self._stream: Random = stream_at(start.random_state)
+        self._board = Board(area, start.materials)
+        self._player: Thing = self._board.add(PLAYER, area[0] // 2, area[1] // 2)
+        for kind, x, y in start.creatures:
             self._board.add(kind, x, y)
 
         self._steps = 0
@@ -112,13 +123,29 @@ class Game:
         self._felt_health = MAX_ITEM  # as the player last felt it: less means being hurt, which wakes
         self._rewarded_health = MAX_ITEM  # as the last reward saw it
         self._night_noise: int | None = None  # the bits that stock's picture drew in this step
-        self._new: list[str] = []
+        self._reached: list[str] = []
         self._done = False
 
-    def _configure(self, seed: int, max_steps: int, area: tuple[int, int], view: tuple[int, int], parity: bool) -> None:
+    def _configure(
+        self,
+        seed: int,
+        max_steps: int,
+        area: tuple[int, int],
+        view: tuple[int, int],
+        parity: bool,
+        world: WorldConfig,
+    ) -> None:
         """What stays fixed during the episode."""
+        self.seed, self.max_steps = (
+            _int_between(0, MAX_SEED, seed=seed),
+            _int_between(1, MAX_STEPS, max_steps=max_steps),
+        )
+        self.area, self.view, self.parity, self.world = area, view, bool(parity), world
+        if parity and world != UNCHANGED:
+            raise ValueError(f"Parity with stock is for the unchanged world; these knobs are set: {world.changes()}.")
+        if max(area) > MAX_AREA or max(view) > MAX_VIEW:
+            raise ValueError(f"An area has at most {MAX_AREA}x{MAX_AREA} cells, a view {MAX_VIEW}x{MAX_VIEW}.")
         item_rows = -(-len(ITEMS) // view[0]) if view[0] > 0 else 0
-        self.seed, self.max_steps, self.area, self.view, self.parity = seed, max_steps, area, view, bool(parity)
         self.local_view = (view[0], view[1] - item_rows)
         """Cells (width, height) of the surroundings that an observation shows."""
         if min(self.local_view) < 3 or min(area) < 3:
@@ -172,14 +199,30 @@ class Game:
     # ------------------------------------------------------------------ saving
 
     def snapshot(self) -> bytes:
-        """The whole state, about 4 KB; `restore` continues bit-identically."""
+        """The whole state, 4 to 5 KB; `restore` continues bit-identically.
+
+        In parity mode a night's snapshot also holds its picture's noise, 25 KB more.
+        """
         return snapshot.save(self)
 
     @classmethod
     def restore(cls, blob: bytes) -> Game:
-        """The game of a snapshot. Raises ValueError if it is not one."""
+        """The game of a snapshot. Raises ValueError if it is not one, is damaged, or is of another version."""
         game = cls.__new__(cls)
         snapshot.load(game, blob)
+        return game
+
+    @classmethod
+    def start_from(cls, blob: bytes, seed: int, max_steps: int) -> Game:
+        """A new episode that begins in the state of a snapshot: `max_steps` count from there, and what happens by
+        chance follows from `seed`. Raises ValueError as `restore` does, or if the snapshot's episode is over.
+        """
+        game = cls.restore(blob)
+        if game.done:
+            raise ValueError("This snapshot is of an episode that is over: nothing can begin there.")
+        game.seed = _int_between(0, MAX_SEED, seed=seed)
+        game.max_steps = _int_between(1, MAX_STEPS - game.steps, max_steps=max_steps) + game.steps
+        game._stream = seeded_stream(world_seed(seed))
         return game
 
     # ------------------------------------------------------------------ playing
@@ -192,26 +235,28 @@ class Game:
         if self._done:
             raise RuntimeError("The episode is over. An episode is played once: make a new Game for another one.")
         self._steps = steps = self._steps + 1
-        light = daylight(steps)
+        light = daylight(steps, self.world.day_length)
         inventory, board = self._inventory, self._board
-        self._new.clear()
+        reached = self._reached
+        reached.clear()
         things = board.things[1:]  # taken before the player acts: new objects wait a step
         self._update_player(code)
         update_creatures(board, things, self._reach, inventory, self._sleeping, self._stream)
         if steps % 10 == 0:
-            balance_chunks(board, light, self._stream)
+            balance_chunks(board, light, self.world, self._stream)
         if self.parity:
             self._night_noise = self._stream.getrandbits(64 * self._noise_values) if light < NIGHT_BELOW else None
         health = inventory["health"]
         reward = (health - self._rewarded_health) / 10
         self._rewarded_health = health
         unlocked: tuple[str, ...] = ()
-        if self._new:
-            reward += 1.0
-            unlocked = tuple(sorted(self._new, key=ACHIEVEMENTS.index))
+        if reached:
+            unlocked = tuple(sorted((name for name in reached if self._counts[name] == 1), key=ACHIEVEMENTS.index))
+            if unlocked:
+                reward += 1.0
         died = health <= 0
         self._done = died or steps >= self.max_steps
-        return StepResult(reward, unlocked, self._done, died)
+        return StepResult(reward, unlocked, tuple(reached), self._done, died)
 
     def _update_player(self, code: int) -> None:
         inventory = self._inventory
@@ -239,8 +284,7 @@ class Game:
 
     def _count(self, achievement: str) -> None:
         self._counts[achievement] += 1
-        if self._counts[achievement] == 1:
-            self._new.append(achievement)
+        self._reached.append(achievement)
 
     def _gain(self, item: str) -> None:
         self._inventory[item] = min(MAX_ITEM, self._inventory[item] + 1)
@@ -366,8 +410,8 @@ class Game:
         self._felt_health = health
 
 
-def _int_at_least(least: int, **named: Any) -> int:
+def _int_between(least: int, most: int, **named: Any) -> int:
     ((name, value),) = named.items()
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(f"{name} must be an int >= {least}, not {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+        raise ValueError(f"{name} must be an int from {least} to {most}, not {value!r:.80}.")
     return int(value)

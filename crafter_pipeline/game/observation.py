@@ -35,6 +35,8 @@ class Observation:
     sleeping: bool
     daylight: float
     """1 is noon; below 0.5 it is night."""
+    position: tuple[int, int]
+    """(x, y) in the world; only the style `synth` tells it."""
 
     @property
     def front(self) -> str:
@@ -53,7 +55,8 @@ def observe(game: Game) -> Observation:
         inventory=game.inventory,
         achievements=game.unlocked,
         sleeping=game._sleeping,
-        daylight=daylight(game.steps),
+        daylight=daylight(game.steps, game.world.day_length),
+        position=game.position,
     )
 
 

@@ -9,6 +9,7 @@ Derived from crafter 1.8.3, MIT License, Copyright (c) 2021 Danijar Hafner.
 
 from __future__ import annotations
 
+import threading
 from random import Random
 
 import numpy as np
@@ -17,9 +18,15 @@ State = tuple[int, ...]
 """624 words of the twister and the position in them."""
 
 
+_seeded = np.random.RandomState()  # a new one for each seed would take most of the time
+_lock = threading.Lock()
+
+
 def seeded_stream(seed: int) -> Random:
     """A stream on the state of `RandomState(seed)`, for 0 <= seed < 2**32."""
-    state = np.random.RandomState(seed).get_state(legacy=False)["state"]
+    with _lock:
+        _seeded.seed(seed)
+        state = _seeded.get_state(legacy=False)["state"]
     return stream_at((*state["key"].tolist(), int(state["pos"])))
 
 

@@ -75,7 +75,7 @@ class _World:
 
     def __init__(self, game: Game, objects: list[_Sprite]) -> None:
         self.area = game.area
-        self.daylight = daylight(game.steps)
+        self.daylight = daylight(game.steps, game.world.day_length)
         self.objects = objects
         self.random = _NightNoise(game)
         self._grid = game._board.grid.copy()

@@ -5,7 +5,7 @@ Derived from crafter 1.8.3, MIT License, Copyright (c) 2021 Danijar Hafner.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -184,8 +184,12 @@ NIGHT_BELOW = 0.5
 """Daylight under which the picture is noisy and the texts say night."""
 
 
-@cache
-def daylight(step: int) -> float:
-    """Daylight after `step` env steps: 1 is noon, 0 the darkest moment of the night (period: 300 steps)."""
-    progress = (step / 300) % 1 + 0.3
+DAY_LENGTH = 300
+"""Env steps of a day and night in the unchanged game."""
+
+
+@lru_cache(maxsize=100_000)
+def daylight(step: int, day_length: int = DAY_LENGTH) -> float:
+    """Daylight after `step` env steps: 1 is noon, 0 the darkest moment of the night."""
+    progress = (step / day_length) % 1 + 0.3
     return float(1 - np.abs(np.cos(np.pi * progress)) ** 3)

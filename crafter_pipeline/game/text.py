@@ -1,10 +1,11 @@
-"""Observations as text, in three styles.
+"""Observations as text.
 
 * `sparse` for the tiny student: everything but grass, one token per word of a closed vocabulary;
 * `compact` for small models: a character per cell, short lines;
 * `rich` for large models: sentences, and the nearest things with the way to them.
 
-All three tell the same facts; `crafter_pipeline.expert.parse` reads them back.
+These three tell the same facts; `crafter_pipeline.expert.parse` reads them back. A fourth, `synth`, is the layout of
+the original's task app, for its old traces and models trained on them: its map is transposed.
 """
 
 from __future__ import annotations
@@ -181,6 +182,42 @@ def _way(dx: int, dy: int) -> str:
     return " ".join(parts)
 
 
-_RENDERERS: dict[str, Callable[[Observation], str]] = {"sparse": _sparse, "compact": _compact, "rich": _rich}
+# --------------------------------------------------------------------------- synth
+
+SYNTH_REACH = 2
+"""Cells that the map of `synth` shows on each side of the player."""
+
+
+def _synth(o: Observation) -> str:
+    """The map's rows are x and its columns y, as the original prints it: what is right of the player stands below."""
+    dx, dy = OFFSETS[DIRECTIONS.index(o.facing)]
+    items = ", ".join(f"{name}:{n}" for name, n in o.inventory.items() if n and name != "health")
+    middle_x, middle_y = len(o.view[0]) // 2, len(o.view) // 2
+    reach = min(SYNTH_REACH, middle_x, middle_y)
+    around = range(-reach, reach + 1)
+    grid = "\n".join(" ".join(_synth_kind(o.view[middle_y + y][middle_x + x]) for y in around) for x in around)
+    return (
+        "=== CRAFTER GAME STATE ===\n"
+        f"Step: {o.step}/{o.max_steps}\n"
+        f"Health: {o.inventory['health']}\n"
+        f"Position: [{o.position[0]}, {o.position[1]}]\n"
+        f"Facing: [{dx}, {dy}]\n"
+        f"Inventory: {items or 'empty'}\n"
+        f"Achievements: {', '.join(o.achievements) or 'none'}\n\n"
+        f"Local Map View ({len(around)}x{len(around)}):\n{grid}\n\n"
+        "Choose your next actions."
+    )
+
+
+def _synth_kind(kind: str) -> str:
+    return "plant" if kind in ("sapling", "ripe_plant") else kind
+
+
+_RENDERERS: dict[str, Callable[[Observation], str]] = {
+    "sparse": _sparse,
+    "compact": _compact,
+    "rich": _rich,
+    "synth": _synth,
+}
 STYLES = tuple(_RENDERERS)
 """Names of the text styles."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .noise import Floats, NoiseField, gradients
 from .random_stream import State, randint, seeded_stream, state_of
 from .rules import COAL, COW, DIAMOND, GRASS, IRON, LAVA, PATH, SAND, SKELETON, STONE, TREE, WATER, ZOMBIE
+from .world_config import UNCHANGED, Chances, WorldConfig
 
 CACHED_WORLDS = 64
 """Worlds kept per process (about 30 KB each): the episodes of a GRPO group share a seed."""
@@ -50,14 +51,19 @@ def world_seed(seed: int) -> int:
     return hash((seed, 1)) % (2**31 - 1)
 
 
-def generate_world(seed: int, area: tuple[int, int] = (64, 64)) -> World:
-    """The world of an environment's seed (4 ms; 0.5 s more for the first of a process; the last 64 are kept)."""
+def generate_world(seed: int, area: tuple[int, int] = (64, 64), config: WorldConfig = UNCHANGED) -> World:
+    """The world of an environment's seed (2 ms; 0.5 s more for the first of a process; the last 64 are kept)."""
     with _lock:  # else threads would record the same geometry side by side
-        return _generate(seed, area)
+        return _generate(seed, area, config.chances)
+
+
+def _above(bound: float, factor: float) -> float:
+    """What a draw must exceed to happen `factor` times as often as a draw above `bound`; exact for factor 1."""
+    return 1 - (1 - bound) * factor
 
 
 @lru_cache(maxsize=CACHED_WORLDS)
-def _generate(seed: int, area: tuple[int, int]) -> World:
+def _generate(seed: int, area: tuple[int, int], chance_of: Chances) -> World:
     stream = seeded_stream(world_seed(seed))
     draw = stream.random
     geometry = _geometry(area)
@@ -98,15 +104,17 @@ def _generate(seed: int, area: tuple[int, int]) -> World:
     chances[forest] = 16
     cells = np.flatnonzero(chances)
     materials = bytearray(ground.tobytes())
+    tree, coal = _above(0.8, chance_of.tree), _above(0.85, chance_of.coal)
+    iron, diamond = _above(0.75, chance_of.iron), _above(0.994, chance_of.diamond)
     for cell, chance in zip(cells.tolist(), chances[cells].tolist(), strict=True):
         if chance == 16:
-            if draw() > 0.8:
+            if draw() > tree:
                 materials[cell] = TREE
-        elif chance & 1 and draw() > 0.85:
+        elif chance & 1 and draw() > coal:
             materials[cell] = COAL
-        elif chance & 2 and draw() > 0.75:
+        elif chance & 2 and draw() > iron:
             materials[cell] = IRON
-        elif chance & 4 and draw() > 0.994:
+        elif chance & 4 and draw() > diamond:
             materials[cell] = DIAMOND
         elif chance & 8:
             materials[cell] = LAVA
@@ -114,17 +122,19 @@ def _generate(seed: int, area: tuple[int, int]) -> World:
     final = np.frombuffer(materials, np.uint8)
     walkable = (final == GRASS) | (final == SAND) | (final == PATH)
     chances = np.zeros(final.size, np.uint8)
-    chances[(final == GRASS) & (distance > 3)] |= 1
-    chances[walkable & (distance > 10)] |= 2
-    chances[tunnels & (final == PATH)] |= 4
+    chances[(final == GRASS) & (distance > chance_of.cow_distance)] |= 1
+    chances[walkable & (distance > chance_of.zombie_distance)] |= 2
+    chances[tunnels & (final == PATH) & (distance > chance_of.skeleton_distance)] |= 4
     cells = np.flatnonzero(chances)
+    cow, zombie = _above(0.985, chance_of.cow), _above(0.993, chance_of.zombie)
+    skeleton = _above(0.95, chance_of.skeleton)
     creatures = []
     for cell, chance in zip(cells.tolist(), chances[cells].tolist(), strict=True):
-        if chance & 1 and draw() > 0.985:
+        if chance & 1 and draw() > cow:
             creatures.append((COW, *divmod(cell, area[1])))
-        elif chance & 2 and draw() > 0.993:
+        elif chance & 2 and draw() > zombie:
             creatures.append((ZOMBIE, *divmod(cell, area[1])))
-        elif chance & 4 and draw() > 0.95:
+        elif chance & 4 and draw() > skeleton:
             creatures.append((SKELETON, *divmod(cell, area[1])))
     return World(area, bytes(materials), tuple(creatures), state_of(stream))
 
@@ -136,16 +146,19 @@ class _Geometry:
         grid_x, grid_y = np.meshgrid(np.arange(area[0]), np.arange(area[1]), indexing="ij")
         x, y = grid_x.astype(np.float64).ravel(), grid_y.astype(np.float64).ravel()
         self.distance: Floats = np.sqrt((grid_x - area[0] // 2) ** 2 + (grid_y - area[1] // 2) ** 2).ravel()
-        self._fields: dict[tuple[int, int] | str, NoiseField] = {
-            (z, size): NoiseField(x / size, y / size, z) for z, size in _FIELDS
+        scales = {(z, size): (x / size, y / size, z) for z, size in _FIELDS} | {
+            "horizontal": (2 * x / _TUNNEL_SIZE, y / 5 / _TUNNEL_SIZE, _TUNNEL_Z),
+            "vertical": (x / 5 / _TUNNEL_SIZE, 2 * y / _TUNNEL_SIZE, _TUNNEL_Z),
         }
-        self._fields["horizontal"] = NoiseField(2 * x / _TUNNEL_SIZE, y / 5 / _TUNNEL_SIZE, _TUNNEL_Z)
-        self._fields["vertical"] = NoiseField(x / 5 / _TUNNEL_SIZE, 2 * y / _TUNNEL_SIZE, _TUNNEL_Z)
+        self._names: tuple[tuple[int, int] | str, ...] = tuple(scales)
+        grids = [(grid_x, grid_y, np.full(x.size, float(z))) for grid_x, grid_y, z in scales.values()]
+        xs, ys, zs = (np.concatenate(axis) for axis in zip(*grids, strict=True))
+        self._noise = NoiseField(xs, ys, zs)  # one for all: a tenth of the array calls
 
     def evaluate(self, seed: int) -> dict[tuple[int, int] | str, NDArray[np.float64]]:
         """All fields of an opensimplex seed, each of width * height values."""
-        table = gradients(seed)
-        return {key: field(table) for key, field in self._fields.items()}
+        values = self._noise(gradients(seed)).reshape(len(self._names), -1)
+        return dict(zip(self._names, values, strict=True))
 
 
 @lru_cache(maxsize=4)

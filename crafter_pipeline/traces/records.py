@@ -17,7 +17,9 @@ from typing import Any
 import orjson
 
 from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
+from crafter_pipeline.conversation import restored, shortened
 from crafter_pipeline.environments import CRAFTER, ENVIRONMENTS
+from crafter_pipeline.errors import DataError
 from crafter_pipeline.thinking import split_thinking
 
 WRITER = "crafter-pipeline"
@@ -89,9 +91,9 @@ def session_metadata(rollout: Rollout) -> Json:
     return {
         "run_id": rollout.run_id,
         "policy_name": rollout.policy,
-        "policy_id": None,
+        "policy_id": further.get("policy_id"),
         "env_name": rollout.environment,
-        "env_id": None,
+        "env_id": further.get("env_id"),
         "seed": rollout.seed,
         "training_session_id": further.get("training_session_id"),
         "synth_base_url": further.get("synth_base_url"),
@@ -131,9 +133,18 @@ def annotation(turn: Turn) -> Json:
     return {"achievements": names, "new_unique": names, "turned_true": names}
 
 
-def call_record(rollout: Rollout, turn: Turn) -> Json:
-    """The model call of one turn: the prompt exactly as sent, the answer exactly as it came."""
+def call_record(rollout: Rollout, turn: Turn, before: Turn | None) -> Json:
+    """The model call of one turn: the prompt exactly as sent, the answer exactly as it came.
+
+    Args:
+        before: The turn before it. Messages that its prompt holds already are not repeated; see `conversation`.
+    """
     reply = turn.reply
+    messages, metadata = turn.messages, {"num_tools": len(rollout.tools), "writer": WRITER}
+    if len(messages) > 2 and before is not None and (short := shortened(messages, before.messages)) is not None:
+        start, added = short
+        metadata["earlier"] = {"start": start, "added": added}
+        messages = (messages[0], messages[-1])
     policy = rollout.metadata.get("policy_config")
     output: Json = {"role": "assistant", "parts": [{"type": "text", "text": reply.content}]}
     if reply.thinking:
@@ -146,7 +157,7 @@ def call_record(rollout: Rollout, turn: Turn) -> Json:
         "schema_version": "1.0",
         "latency_ms": reply.latency_ms,
         "request_params": {k: policy[k] for k in _REQUEST_KEYS if k in policy} if isinstance(policy, Mapping) else {},
-        "input_messages": [_input_message(m) for m in turn.messages],
+        "input_messages": [_input_message(m) for m in messages],
         "output_messages": [output],
         "output_text": reply.content,
         "output_tool_calls": [_tool_call_record(i, call) for i, call in enumerate(reply.tool_calls)],
@@ -156,7 +167,7 @@ def call_record(rollout: Rollout, turn: Turn) -> Json:
             "total_tokens": reply.prompt_tokens + reply.completion_tokens,
         },
         "finish_reason": reply.finish_reason,
-        "metadata": {"num_tools": len(rollout.tools), "writer": WRITER},
+        "metadata": metadata,
     }
 
 
@@ -204,19 +215,24 @@ class MessageRecord:
 
 
 def message_records(rollout: Rollout, turn: Turn) -> list[MessageRecord]:
-    """System prompt, last user message and the assistant's actions. The whole prompt is in the call record."""
+    """System prompt, last user message and the assistant's actions. The whole prompt is in the call record.
+
+    A system prompt equal to that of the first turn is told there, and only named afterwards.
+    """
     base: Json = {"turn": turn.index, "step_id": step_id(turn)}
     records = []
+    first = rollout.turns[0]
     for role, candidates in (("system", turn.messages), ("user", tuple(reversed(turn.messages)))):
         message = next((m for m in candidates if m.get("role") == role), None)
-        if message is not None:
-            content = message.get("content")
-            text = plain_text(content)
-            shown = content if isinstance(content, str) else text
-            records.append(MessageRecord(role, {"role": role, "text": text, "content": shown}, base, turn.started_at))
+        if message is None:
+            continue
+        if role == "system" and turn is not first and first.messages and message == first.messages[0]:
+            content: Json = {"role": role, "text": "", "content": "", "same_as": step_id(first)}
+        else:
+            text = plain_text(message.get("content"))
+            content = {"role": role, "text": text, "content": text}
+        records.append(MessageRecord(role, content, base, turn.started_at))
     answer: Json = {**base, "is_tool_call": True}
-    if turn.reply.thinking:
-        answer["reasoning_content"] = turn.reply.thinking
     if turn.parse_failure is not None:
         answer["parse_failure"] = turn.parse_failure
     info = ENVIRONMENTS.get(rollout.environment, CRAFTER)  # another writer's environment: named as the original did
@@ -236,21 +252,54 @@ def plain_text(content: Any) -> str:
 
 
 def _input_message(message: Mapping[str, Any]) -> Json:
+    """A chat message as v3 keeps it. `_chat_message` reads it back; what the parts cannot say stands in metadata."""
     content = message.get("content")
-    if isinstance(content, str) and message.keys() == {"role", "content"}:
-        return {"role": message["role"], "parts": [{"type": "text", "text": content}]}
-    parts: list[Json]
-    if isinstance(content, list | tuple):  # what a part cannot say (a picture's data) stands in metadata.message, once
-        parts = [
-            {"type": "text", "text": p.get("text")} if p.get("type") == "text" else {"type": "image"} for p in content
-        ]
+    if isinstance(content, str):
+        parts = [{"type": "text", "text": content}]
+    elif isinstance(content, list | tuple):
+        parts = [_input_part(p) for p in content if isinstance(p, Mapping)]
     else:
-        parts = [{"type": "text", "text": content}] if content else []
-    return {"role": message.get("role"), "parts": parts, "metadata": {"message": dict(message)}}
+        parts = []
+    record: Json = {"role": message.get("role"), "parts": parts}
+    if message.keys() != {"role", "content"} or not isinstance(content, str) and _content(parts) != content:
+        exact = dict(message)
+        if isinstance(content, str):
+            del exact["content"]  # the parts say it
+        else:
+            record["parts"] = [{"type": "image"} if "base64_data" in p else p for p in parts]
+        record["metadata"] = {"message": exact}
+    return record
+
+
+_PNG = "data:image/png;base64,"
+
+
+def _input_part(part: Mapping[str, Any]) -> Json:
+    if part.get("type") == "text":
+        return {"type": "text", "text": part.get("text")}
+    url = (part.get("image_url") or {}).get("url") if part.get("type") == "image_url" else None
+    if isinstance(url, str) and url.startswith(_PNG):
+        return {"type": "image", "mime_type": "image/png", "base64_data": url.removeprefix(_PNG)}
+    return {"type": "image"}
+
+
+def _content(parts: Iterable[Mapping[str, Any]]) -> str | list[Json]:
+    """The content of a chat message: one text, or parts with pictures."""
+    parts = list(parts)
+    if not any(p.get("base64_data") for p in parts):
+        return "".join(p.get("text") or "" for p in parts if p.get("type") == "text")
+    return [
+        {"type": "image_url", "image_url": {"url": f"data:{p.get('mime_type')};base64,{p['base64_data']}"}}
+        if p.get("base64_data")
+        else {"type": "text", "text": p.get("text")}
+        for p in parts
+    ]
 
 
 def _tool_call_record(index: int, call: Mapping[str, Any]) -> Json:
-    function = call.get("function") or {}
+    function = call.get("function")
+    if not isinstance(function, Mapping):  # the model's server may send anything
+        function = {}
     record = {
         "name": function.get("name"),
         "arguments_json": function.get("arguments"),
@@ -265,19 +314,35 @@ def _tool_call_record(index: int, call: Mapping[str, Any]) -> Json:
 # --------------------------------------------------------------------------- records -> rollout
 
 
-def prompt_of(record: Mapping[str, Any]) -> list[Json]:
-    """The chat messages that the model saw, from a call record of ours or the original's."""
+def prompt_of(record: Mapping[str, Any], before: Sequence[Json] = ()) -> list[Json]:
+    """The chat messages that the model saw, from a call record of ours or the original's.
+
+    Args:
+        before: The prompt of the turn before. DataError if the record builds on it and it is not there.
+    """
     raw = ((record.get("request_params") or {}).get("raw_params") or {}).get("messages")
     if isinstance(raw, list) and raw:
         return raw
-    messages = []
-    for message in record.get("input_messages") or ():
-        exact = (message.get("metadata") or {}).get("message")
-        if exact is None:
-            text = "".join(p.get("text") or "" for p in message.get("parts") or () if p.get("type") == "text")
-            exact = {"role": message.get("role"), "content": text}
-        messages.append(exact)
-    return messages
+    messages = [_chat_message(message) for message in record.get("input_messages") or ()]
+    earlier = (record.get("metadata") or {}).get("earlier")
+    if earlier is None:
+        return messages
+    if len(before) <= earlier["start"]:
+        raise DataError(f"Call {record.get('call_id')} goes on from a call that the trace lacks: it is damaged.")
+    return restored(messages, before, earlier["start"], earlier["added"])
+
+
+def builds_on_earlier(call_records: str) -> bool:
+    """Whether the JSON text of `events.call_records` needs the prompt of the turn before."""
+    return '"earlier":{' in call_records
+
+
+def _chat_message(message: Mapping[str, Any]) -> Json:
+    exact = (message.get("metadata") or {}).get("message")
+    if exact is not None and "content" in exact:
+        return exact
+    plain = {"role": message.get("role"), "content": _content(message.get("parts") or ())}
+    return plain if exact is None else {**plain, **exact}
 
 
 def tools_of(record: Mapping[str, Any]) -> list[Json]:
@@ -361,7 +426,7 @@ def build_rollout(
 ) -> Rollout:
     """A Rollout from its records. Facts that the original does not keep are empty, 0 or None; nothing is made up."""
     calls: list[Json] = []
-    turns = []
+    turns: list[Turn] = []
     models: Counter[tuple[str, str]] = Counter()
     for step in steps:
         if step.cais is None:
@@ -369,7 +434,7 @@ def build_rollout(
         record: Json = next(iter(step.cais.get("call_records") or ()), {})
         calls.append(record)
         models[(step.cais.get("model_name") or "", step.cais.get("provider") or "")] += 1
-        turns.append(_build_turn(step, record))
+        turns.append(_build_turn(step, record, turns[-1].messages if turns else ()))
     model, provider = _dominant(models)
     names = tuple(metadata.get("final_achievements") or achievements or ())
     if total_reward is None:
@@ -407,7 +472,7 @@ def _stop_reason(steps: Sequence[StepRecord]) -> StopReason:
     return StopReason.DEATH if last and last.get("terminated") else StopReason.TURN_LIMIT
 
 
-def _build_turn(step: StepRecord, record: Json) -> Turn:
+def _build_turn(step: StepRecord, record: Json, before: Sequence[Json]) -> Turn:
     cais, environment = step.cais or {}, step.environment or {}
     facts = environment.get("metadata") or {}
     ended_at = first_of(environment, "event_time") or cais.get("event_time") or 0.0
@@ -418,7 +483,7 @@ def _build_turn(step: StepRecord, record: Json) -> Turn:
     unlocked = facts.get("unlocked")
     return Turn(
         index=step.index,
-        messages=tuple(prompt_of(record)),
+        messages=tuple(prompt_of(record, before)),
         reply=reply_of(record),
         actions=tuple(str(a) for a in actions),
         parse_failure=(cais.get("metadata") or {}).get("parse_failure"),

@@ -98,7 +98,8 @@ class TraceStore:
         Returns False, and changes nothing, if its run_id is stored already.
         """
         session = rollout.run_id
-        encoded = [_EncodedTurn(rollout, turn) for turn in rollout.turns]
+        befores = (None, *rollout.turns)
+        encoded = [_EncodedTurn(rollout, turn, before) for turn, before in zip(rollout.turns, befores, strict=False)]
         created_at = r.iso(rollout.created_at)
         messages = sum(len(turn.messages) for turn in encoded)
         head = (session, created_at, len(encoded), 2 * len(encoded), messages, r.dumps(r.session_metadata(rollout)))
@@ -177,7 +178,7 @@ class _EncodedTurn:
 
     __slots__ = ("_turn", "_session", "_cais", "_environment", "_rewards", "_started", "_ended", "messages")
 
-    def __init__(self, rollout: Rollout, turn: Turn) -> None:
+    def __init__(self, rollout: Rollout, turn: Turn, before: Turn | None) -> None:
         self._turn, self._session = turn, rollout.run_id
         reply = turn.reply
         self._started, self._ended = r.iso(turn.started_at), r.iso(turn.ended_at)
@@ -190,7 +191,7 @@ class _EncodedTurn:
             reply.completion_tokens,
             reply.prompt_tokens + reply.completion_tokens,
             round(reply.latency_ms),
-            r.dumps([r.call_record(rollout, turn)]),
+            r.dumps([r.call_record(rollout, turn, before)]),
             r.dumps(r.cais_metadata(rollout, turn)),
         )
         self._environment = (

@@ -101,6 +101,7 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
     events: list[r.Json] = []
     messages: list[r.Json] = []
     for position, turn in enumerate(rollout.turns):
+        before = rollout.turns[position - 1] if position else None
         steps.append(
             {
                 "step_id": r.step_id(turn),
@@ -130,7 +131,7 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
                 "latency_ms": round(reply.latency_ms),
                 "span_id": None,
                 "trace_id": None,
-                "call_records": [r.call_record(rollout, turn)],
+                "call_records": [r.call_record(rollout, turn, before)],
                 "system_state_before": None,
                 "system_state_after": None,
             }

@@ -32,6 +32,8 @@ class Answer:
     """Readable actions beyond the limit of a turn."""
     unknown: tuple[str, ...] = ()
     """Names that are no actions."""
+    slow: bool = False
+    """To play the actions may take more than a few milliseconds: they are then played in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +111,8 @@ class Environment(Protocol):
     def restore(self, snapshot: bytes) -> Episode:
         """The episode of a snapshot. ValueError if it is none of this environment."""
 
-    def system_prompt(self, policy: Policy) -> str:
-        """What the model is told before each observation."""
+    def system_prompt(self, policy: Policy, setup: Setup) -> str:
+        """What the model is told before each observation of an episode with this setup."""
 
     def tools(self, policy: Policy) -> tuple[dict[str, Any], ...]:
         """Tools offered to the model; empty: text answers."""

@@ -53,6 +53,13 @@ def test_the_environment_of_the_pipeline_reaches_its_sections():
     assert (config.collect.environment, config.evaluate.environment) == ("math", "math")
 
 
+def test_options_of_the_environment_reach_its_sections_unless_a_section_has_its_own():
+    data = {"env_config": {"level": "easy"}, "evaluate": {"env_config": {"level": "hard"}}}
+    config = parse_config(PipelineConfig, data, "x")
+    assert config.collect.env_config == config.rl.env_config == {"level": "easy"}
+    assert config.evaluate.env_config == {"level": "hard"}
+
+
 def test_equal_configs_have_equal_digests_and_changed_ones_do_not():
     one, same = (parse_config(PipelineConfig, {"sft": {"seed": 1}}, "x") for _ in range(2))
     other = parse_config(PipelineConfig, {"sft": {"seed": 2}}, "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from crafter_pipeline.environments import MATH
 from crafter_pipeline.errors import FieldError
 from crafter_pipeline.game import ACHIEVEMENTS
 from crafter_pipeline.rewards import STRATEGIES, Counters, Shaper, read_step_rewards
@@ -19,7 +20,15 @@ def shaped(config, unlocked=(), after=NOTHING):
 
 
 @pytest.mark.parametrize(
-    "config", [None, {}, {"enabled": False, "mode": "decision_stepwise"}, {"enabled": True, "mode": "off"}]
+    "config",
+    [
+        None,
+        {},
+        {"enabled": False, "mode": "decision_stepwise"},
+        {"enabled": "false", "mode": "decision_stepwise"},
+        {"enabled": True, "mode": "off"},
+        {"enabled": True, "mode": "env_sparse"},
+    ],
 )
 def test_shaping_is_off_until_asked_for(config):
     assert read_step_rewards(config, ACHIEVEMENTS) is None
@@ -66,9 +75,74 @@ def test_credits_stop_at_the_limit(limit, credited):
         ({"weights": {"craft_wood_pickaxe": 1}}, "weights.craft_wood_pickaxe", "make_wood_pickaxe"),
         ({"k_limits": {"colect_wood": 1}}, "k_limits.colect_wood", "collect_wood"),
         ({"weights": {"wake_up": "much"}}, "weights.wake_up", "number"),
+        ({"weights": {"wake_up": float("nan")}}, "weights.wake_up", "finite"),
+        ({"weights": ["wake_up"]}, "weights", "dictionary"),
+        ({"mode": "decision_stepwize"}, "mode", "decision_stepwise"),
+        ({"indicator_lamda": 2}, "indicator_lamda", "indicator_lambda"),
     ],
 )
-def test_wrong_names_are_refused_with_the_nearest_one(config, field, hint):
+@pytest.mark.parametrize("enabled", [True, False])
+def test_wrong_names_are_refused_with_the_nearest_one_even_when_switched_off(config, field, hint, enabled):
     with pytest.raises(FieldError) as caught:
-        shaped(config)
+        read_step_rewards(ON | {"enabled": enabled} | config, ACHIEVEMENTS)
     assert caught.value.field == field and hint in caught.value.message
+
+
+@pytest.mark.parametrize("config", ["decision_stepwise", True, [], 1.5])
+def test_what_is_no_table_is_refused(config):
+    with pytest.raises(FieldError) as caught:
+        read_step_rewards(config, ACHIEVEMENTS)
+    assert caught.value.below("policy.config.step_rewards").field == "policy.config.step_rewards"
+
+
+def test_the_trainers_spelling_of_beta_is_read():
+    config = read_step_rewards(ON | {"beta": 0.25}, ACHIEVEMENTS)
+    assert Shaper(config).summary()["step_beta"] == 0.25
+
+
+def test_healing_is_paid_as_the_wire_says():
+    reward, _ = shaped({"strategy": "per_achievement"}, after=Counters({"health": 2}, {}))
+    assert reward == pytest.approx(2 * 0.05)
+
+
+def test_a_sample_names_the_environments_own_tool():
+    shaper = Shaper(read_step_rewards(ON, MATH.achievements), MATH)
+    shaper.reward(0, ("42",), ("solve_problem",), 1.0, NOTHING, NOTHING)
+    assert shaper.samples[0]["actions"] == [{"tool": "math_submit", "args": {"answer": "42"}}]
+
+
+EXAMPLE = (
+    (("move_left",), (), {}, {}),
+    (("do",), ("collect_wood",), {"wood": 1}, {"collect_wood": 1}),
+    (("do",) * 4, (), {"wood": 4}, {"collect_wood": 4}),
+    (
+        ("place_table", "make_wood_pickaxe"),
+        ("place_table", "make_wood_pickaxe"),
+        {"wood_pickaxe": 1},
+        {"place_table": 1, "make_wood_pickaxe": 1},
+    ),
+    (("do",), ("collect_drink",), {"drink": 1}, {"collect_drink": 1}),
+)
+"""The five turns of docs/rewards.md: actions, unlocked, gained, counted."""
+
+
+@pytest.mark.parametrize(
+    ("config", "rewards"),
+    [
+        ({"strategy": "consistent"}, [0, 1, 0, 1, 1]),
+        ({"strategy": "consistent", "indicator_lambda": 0.5}, [0, 0.5, 0, 0.5, 0.5]),
+        ({"strategy": "per_achievement"}, [0, 1.18, 0.72, 2.5, 1.13]),
+        (
+            {"strategy": "per_achievement", "indicator_lambda": 0.5, "weights": {"make_wood_pickaxe": 2}},
+            [0, 0.59, 0.36, 1.75, 0.565],
+        ),
+    ],
+)
+def test_the_worked_example_of_the_docs(config, rewards):
+    shaper = Shaper(read_step_rewards(ON | config, ACHIEVEMENTS))
+    paid = [
+        shaper.reward(i, actions, unlocked, float(len(unlocked)), NOTHING, Counters(gained, counted))[0]
+        for i, (actions, unlocked, gained, counted) in enumerate(EXAMPLE)
+    ]
+    assert paid == pytest.approx(rewards)
+    assert shaper.summary()["reward_sum"] == pytest.approx(sum(rewards))

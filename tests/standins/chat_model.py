@@ -26,14 +26,15 @@ class ScriptedChat:
     async def handle(self, request: httpx.Request) -> httpx.Response:
         number = len(self.requests)
         self.requests.append(request)
-        self.bodies.append(json.loads(request.content))
+        body = json.loads(request.content)
+        self.bodies.append(body)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
             await asyncio.sleep(self.latency_s)
         finally:
             self.at_once -= 1
-        said = self.script(self.bodies[-1], number)
+        said = self.script(body, number)
         if isinstance(said, httpx.Response | Exception):
             if isinstance(said, Exception):
                 raise said
@@ -47,9 +48,9 @@ class ScriptedChat:
             },
         )
 
-    def client(self) -> httpx.AsyncClient:
-        """An httpx client whose every host is this model."""
-        return httpx.AsyncClient(transport=httpx.MockTransport(self.handle))
+    def transport(self) -> httpx.MockTransport:
+        """A transport on which every host is this model."""
+        return httpx.MockTransport(self.handle)
 
 
 def tool_call(arguments: Any, name: str = "interact_many") -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 
 from crafter_pipeline import connections, services
 from crafter_pipeline.clients.backend import Job, JobEvent, JobMetric
+from crafter_pipeline.clients.task_app import NoLiveRoutes
 from crafter_pipeline.contracts import RolloutMetrics, RolloutRequest, RolloutResponse
 from crafter_pipeline.errors import BackendError, TaskAppError
 
@@ -46,6 +47,9 @@ class FakeTaskApp(Flaky):
     def health(self) -> dict[str, Any]:
         self._call("health")
         return {"healthy": True}
+
+    def create(self, environment: str, seed: int, config: Any) -> Any:
+        raise NoLiveRoutes("the stand-in plays whole rollouts only")
 
     def rollout(self, request: RolloutRequest) -> RolloutResponse:
         self._call("rollout")

@@ -57,13 +57,13 @@ def make_body() -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., TestClient]]:
-    """Start the real app over a scripted model: serve(chat, trace_dir=…, api_key=…) -> TestClient."""
+    """Start the real app over a scripted model: serve(chat, trace_dir=…, api_keys=[…]) -> TestClient."""
     clients: list[TestClient] = []
 
     def start(chat: Any, **options: Any) -> TestClient:
         settings = Settings(_env_file=None)
         options.setdefault("trace_dir", tmp_path / "traces")
-        model = ChatClient(settings, http=chat.client(), first_wait_seconds=0.001)
+        model = ChatClient(settings, transport=chat.transport(), first_wait_seconds=0.001)
         client = TestClient(make_app(options.pop("app", "grpo-crafter"), chat=model, **options))
         clients.append(client)
         return client.__enter__()

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 
-from crafter_pipeline.processes import Service
-from task_app.__main__ import main
+from crafter_pipeline.contracts import Reply, Rollout, RolloutRequest, StopReason, Turn
+from crafter_pipeline.processes import Service, wait_until
+from crafter_pipeline.settings import load_settings
+from crafter_pipeline.traces.store import TraceStore
+from task_app.__main__ import _make, main
+from task_app.environments import environment_of
+from task_app.plan import plan_rollout
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+
+def rollout_of(run_id: str) -> Rollout:
+    """A finished rollout of one turn."""
+    turn = Turn(0, ({"role": "user", "content": "u"},), Reply("noop"), ("noop",), None, 0.0, (), 1.0, 2.0)
+    return Rollout(run_id, "crafter", 3, "p", "m", "custom", (turn,), (), 0.0, 1, StopReason.TURN_LIMIT, 1.0)
 
 
 @pytest.fixture(autouse=True)
 def no_key_and_no_dotenv(monkeypatch, tmp_path):
-    monkeypatch.delenv("ENVIRONMENT_API_KEY", raising=False)
+    for name in ("ENVIRONMENT_API_KEY", "ENVIRONMENT_API_KEY_ALIASES", "DEV_ENVIRONMENT_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
 
@@ -49,9 +66,8 @@ def test_a_missing_env_file_is_said(capsys):
 
 
 def test_the_service_starts_as_a_child_and_asks_for_its_key(tmp_path):
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     options = ["grpo-crafter", "--trace", str(tmp_path / "t")]
-    environment = {"ENVIRONMENT_API_KEY": "k-123456", "PYTHONPATH": root}
+    environment = {"ENVIRONMENT_API_KEY": "k-123456", "PYTHONPATH": ROOT}
     with Service("task app", "task_app", options, log=tmp_path / "log.txt", environment=environment) as service:
         assert httpx.get(service.url + "/health").status_code == 401
         assert httpx.get(service.url + "/health", headers={"X-API-Key": "k-123456"}).json()["healthy"]
@@ -60,12 +76,67 @@ def test_the_service_starts_as_a_child_and_asks_for_its_key(tmp_path):
     assert list((tmp_path / "t").glob("task_app_traces_*.db"))
 
 
+def test_aliases_open_too(monkeypatch, tmp_path):
+    monkeypatch.setenv("ENVIRONMENT_API_KEY_ALIASES", "old-123456, older-123456")
+    where = {"trace_db": str(tmp_path / "t" / "t.db"), "trace_dir": str(tmp_path / "t")}
+    with TestClient(_make({"app": "grpo-crafter", **where}, None)) as client:
+        assert client.get("/health").status_code == 401
+        assert client.get("/health", headers={"X-API-Key": "older-123456"}).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["DEV_ENVIRONMENT_API_KEY", "dev_environment_api_key"])
+def test_the_older_names_of_the_key_count(monkeypatch, name):
+    monkeypatch.setenv("ENVIRONMENT_API_KEY", "")
+    monkeypatch.setenv(name, "k-old")
+    assert load_settings().task_app_keys() == ("k-old",)
+
+
+def test_an_empty_key_is_no_key(monkeypatch, capsys):
+    """As in a copied .env.example: it must not open a public bind."""
+    monkeypatch.setenv("ENVIRONMENT_API_KEY", "")
+    assert main(["--host", "0.0.0.0", "--port", "0"]) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_ledger_of_a_folder(tmp_path, make_body):
+    """A run_id that one has played is answered by the other, without a model."""
+    options = ["--trace", str(tmp_path / "t")]
+    chat = {"model": "crafter-expert", "inference_url": "http://127.0.0.1:9/v1"}
+    body = make_body("shared", policy=chat)
+    with TraceStore(tmp_path / "t" / "first.db") as store:
+        plan = plan_rollout(RolloutRequest.model_validate(body), environment_of("crafter"))
+        store.add(rollout_of("shared"), b'{"run_id": "shared"}', plan.digest)
+    with (
+        Service("one", "task_app", options, log=tmp_path / "1.txt", environment={"PYTHONPATH": ROOT}) as one,
+        Service("two", "task_app", options, log=tmp_path / "2.txt", environment={"PYTHONPATH": ROOT}) as two,
+    ):
+        for service in (one, two):
+            assert httpx.post(service.url + "/rollout", json=body).json() == {"run_id": "shared"}
+    assert len(list((tmp_path / "t").glob("*.db"))) == 3, "each writes a file of its own"
+
+
+@pytest.mark.slow
+def test_reload_starts_a_new_child_and_leaves_none(tmp_path):
+    log = tmp_path / "log.txt"
+    service = Service("task app", "task_app", ["--reload"], log=log, environment={"PYTHONPATH": ROOT})
+    with service:
+        time.sleep(1.0)  # until it watches
+        os.utime(os.path.join(ROOT, "task_app", "keys.py"))
+        wait_until(lambda: "Reloading" in log.read_text(), 20.0, log.read_text)
+        service.wait_ready()
+        assert service.process is not None
+        os.killpg(service.process.pid, signal.SIGINT)
+        assert service.process.wait(20) == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(service.url + "/livez")
+
+
 def test_help_names_every_option():
     text = subprocess.run(
         [sys.executable, "-m", "task_app", "--help"],
         capture_output=True,
         text=True,
-        cwd=os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))),
+        cwd=ROOT,
     ).stdout
     assert all(
         option in text for option in ("--host", "--port", "--fd", "--trace", "--trace-db", "--reload", "--env-file")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from crafter_pipeline.contracts import PolicySpec, Reply
 from crafter_pipeline.environments import CRAFTER
 from task_app.environments import environment_of
-from task_app.policies import read_answer, read_policy, with_cid
+from task_app.policies import read_answer, read_policy, with_cid, without_secrets
 
 ACTIONS = frozenset(CRAFTER.actions)
 
@@ -102,17 +104,64 @@ def test_the_tool_offers_exactly_the_17_actions():
     assert (schema["minItems"], schema["maxItems"]) == (1, 8)
 
 
-def test_no_think_is_said_in_words_not_in_fields():
+def test_no_think_is_said_in_words_too():
     config = {"model": "m", "inference_url": "http://m/v1", "thinking_mode": "no_think"}
     policy = read_policy(PolicySpec(config=config))
-    assert environment_of("crafter").system_prompt(policy).endswith("/no_think")
+    crafter = environment_of("crafter")
+    assert crafter.system_prompt(policy, crafter.prepare({})).endswith("/no_think")
 
 
-def test_unused_keys_are_recorded_not_refused():
-    config = {"model": "m", "inference_url": "http://u:p@m/v1?cid=x", "use_vision": True, "extra_headers": {"a": "b"}}
+@pytest.mark.parametrize(
+    ("content", "calls", "kind"),
+    [
+        ("", (), "unreadable"),
+        ("", call("{"), "unreadable"),
+        ("", call('{"actions": ["fly"]}'), "unreadable"),
+        ("", call('{"actions": ["do"]}', name="jump"), "wrong_tool"),
+        ("", call('{"actions": ["do"]}', name="jump") + call("{"), "unreadable"),
+    ],
+)
+def test_a_failure_has_a_kind(content, calls, kind):
+    assert read(content, calls).failure_kind == kind
+
+
+def test_text_where_a_tool_is_offered_and_nothing_in_it_is_no_call():
+    reply = Reply("I would rather wait.")
+    assert read_answer(reply, CRAFTER, ACTIONS, 8, use_tools=True).failure_kind == "no_call"
+    assert read_answer(Reply("do"), CRAFTER, ACTIONS, 8, use_tools=True).actions == ("do",)
+
+
+@pytest.mark.parametrize(
+    ("content", "calls"),
+    [
+        ("do it " * 200_000, ()),
+        ("<action>" + "x," * 500_000, ()),
+        ("{" * 1_000_000, ()),
+        ("", call('{"actions": [' + ",".join(['"fly"'] * 150_000) + "]}")),
+        ("", call("[" * 1_000_000)),
+    ],
+    ids=["words", "tag", "braces", "names", "nested"],
+)
+def test_a_million_characters_are_a_failure_in_no_time(content, calls):
+    started = time.process_time()
+    answer = read(content, calls)
+    assert answer.failure and len(answer.failure) < 300 and len(answer.unknown) <= 100
+    assert time.process_time() - started < 0.5
+
+
+def test_a_long_thought_before_a_tag_is_no_hindrance():
+    assert read("hm " * 50_000 + "<action>do</action>").actions == ("do",)
+
+
+def test_a_record_holds_what_was_used_and_no_secrets():
+    config = {"model": "m", "inference_url": "http://u:p@m/v1?cid=x", "api_key": "sk-1", "history_form": "turns"}
     record = read_policy(PolicySpec(config=config)).record()
-    assert record["not_applied"] == {"use_vision": True, "extra_headers": "[secret]"}
-    assert record["inference_url"] == "http://m/v1"
+    assert (record["inference_url"], record["history_form"]) == ("http://m/v1", "turns")
+    assert "sk-1" not in str(record)
+
+
+def test_values_of_secret_keys_are_left_out():
+    assert without_secrets({"x_api_key": "s", "difficulty": "easy"}) == {"x_api_key": "[secret]", "difficulty": "easy"}
 
 
 @pytest.mark.parametrize(
@@ -121,6 +170,7 @@ def test_unused_keys_are_recorded_not_refused():
         ("http://m/v1", "trace_1", "http://m/v1?cid=trace_1"),
         ("http://m/v1?a=b&cid=old", "trace_1", "http://m/v1?a=b&cid=trace_1"),
         ("http://m/v1", None, "http://m/v1"),
+        ("http://user:pass@m:8/v1?key=s3cret&a=b", None, "http://m:8/v1?a=b"),
     ],
 )
 def test_a_correlation_id_joins_the_query(url, cid, expected):

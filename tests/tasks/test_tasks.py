@@ -31,7 +31,7 @@ from tasks.artifacts import publish_evaluation_artifact
 from tasks.dataset import filter_traces, hash_dataset
 from tasks.episodes import play_all, play_episodes
 from tasks.scoring import score
-from tasks.task_app import check_task_app, start_task_app
+from tasks.task_app import check_task_app, deploy_to_modal, start_task_app, try_task_app
 from tasks.training import await_job, resolve_model, submit_job, upload_dataset
 from tests.standins.orchestration import FakeBackend, FakeTaskApp, standins
 
@@ -81,6 +81,15 @@ def test_starting_a_task_app_is_tried_again(monkeypatch):
     monkeypatch.setattr(tasks.task_app, "detached", lambda: [])
     assert start_task_app(TaskAppConfig(), "crafter") == URL
     assert start.calls == 2
+
+
+def test_deploying_to_modal_and_trying_the_environment_are_tried_again(services, monkeypatch):
+    deploy, gate = FailsOnce({"url": URL}), FailsOnce("report")
+    monkeypatch.setattr(tasks.task_app, "deploy_modal", deploy)
+    monkeypatch.setattr(tasks.task_app, "gate", gate)
+    assert deploy_to_modal(TaskAppConfig(runtime="modal"), "crafter") == URL
+    assert try_task_app(URL, "crafter") == "report"
+    assert (deploy.calls, gate.calls) == (2, 2)
 
 
 def test_filtering_is_tried_again(monkeypatch, tmp_path):

@@ -3,11 +3,13 @@
 import pytest
 
 from crafter_pipeline.clients.backend import rl_payload, sft_payload
-from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig
+from crafter_pipeline.config import JudgeConfig, PolicyConfig, RewardBlend, RlConfig, SftConfig
 from crafter_pipeline.errors import ConfigError
 from train_app.specs import RlSpec, SftSpec, read_rl, read_sft
 
 EVERY_RL_VALUE = dict(
+    warmup_ratio=0.25,
+    env_config={"level": "medium"},
     iterations=3,
     groups_per_iteration=5,
     group_size=6,
@@ -26,6 +28,15 @@ EVERY_RL_VALUE = dict(
     checkpoint_every=1,
     trace_rollouts=True,
     step_rewards={"enabled": True, "mode": "decision_stepwise"},
+    judge=JudgeConfig(
+        model="judge-1",
+        inference_url="http://judge.test/v1",
+        rubric={"outcome": [{"id": "skill"}]},
+        reward_blend=RewardBlend(env=0.5, outcome=0.25),
+        on_failure="env_only",
+        concurrency=2,
+        timeout_seconds=9,
+    ),
 )
 EVERY_SFT_VALUE = dict(
     base_model="Qwen/Qwen3-0.6B",
@@ -150,6 +161,75 @@ def test_a_published_rl_config_is_applied_where_it_can_be(monkeypatch):
         assert key in values["not_applied"]
 
 
+def programmatic(**options):
+    return {
+        "enabled": True,
+        "reward_blend": {"env": 0.5, "event": 0.5},
+        "options": {"model": "programmatic", **options},
+    }
+
+
+def judge_of(**tables):
+    values = read_rl(wire_rl(**tables))
+    return values["config"].judge, values["not_applied"]
+
+
+def test_a_published_judge_is_applied():
+    options = {"provider": "groq", "model": "m", "max_concurrency": 3, "timeout_s": 7, "event": False, "tracks": ["x"]}
+    blend = {"env": 0.2, "event": 0.4, "outcome": 0.4}
+    judge, notes = judge_of(judge={"type": "groq", "timeout_s": 45, "reward_blend": blend, "options": options})
+    assert (judge.model, judge.inference_url) == ("m", "https://api.groq.com/openai/v1")
+    assert judge.reward_blend == RewardBlend(env=0.2, event=0.0, outcome=0.4)
+    assert (judge.concurrency, judge.timeout_seconds, judge.rubric) == (3, 7.0, None)
+    assert list(notes) == ["judge.options.tracks"]
+
+
+def test_the_older_table_rubric_is_applied_too():
+    rubric = {
+        "enabled": True,
+        "model": "m",
+        "api_base": "http://judge.test/v1",
+        "api_key_env": "KEY",
+        "weights": {"env": 1.0, "outcome": 2.0},
+        "outcome": {"rubric_id": "crafter/x", "criteria": [{"id": "skill", "weight": 2}]},
+    }
+    judge, notes = judge_of(rubric=rubric)
+    assert (judge.model, judge.inference_url) == ("m", "http://judge.test/v1")
+    assert judge.reward_blend == RewardBlend(outcome=2.0)
+    assert judge.rubric["outcome"] == [{"id": "skill", "weight": 2}]
+    assert list(notes) == ["judge.options.rubric_id", "rubric.api_key_env"]
+
+
+def test_the_program_needs_no_address_and_takes_the_rubric_of_the_other_table():
+    judge, _ = judge_of(judge=programmatic(), rubric={"event": {"criteria": [{"id": "achievement_unlocks"}]}})
+    assert judge.model == "programmatic" and judge.rubric["events"] == [{"id": "achievement_unlocks"}]
+
+
+@pytest.mark.parametrize(
+    ("tables", "key", "reason"),
+    [
+        ({"judge": {"reward_blend": {"event": 1}, "options": {}}}, "judge", "names no model"),
+        (
+            {"judge": {"reward_blend": {"event": 1}, "options": {"provider": "gemini", "model": "g"}}},
+            "judge",
+            "address",
+        ),
+        ({"judge": {"options": {"model": "programmatic"}}}, "judge", "weight"),
+        ({"judge": programmatic(event=False)}, "judge", "weight"),
+        ({"rubric": {"enabled": True, "weights": {"event": 1}}}, "rubric", "names no model"),
+        ({"services": {"judge_url": "http://j"}}, "services.judge_url", "itself"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_recorded_with_the_reason(tables, key, reason):
+    judge, notes = judge_of(**tables)
+    assert judge is None and reason in notes[key]
+
+
+@pytest.mark.parametrize("name", ["judge", "rubric"])
+def test_a_judge_that_is_switched_off_is_none(name):
+    assert judge_of(**{name: {"enabled": False, "reward_blend": {"event": 1}}}) == (None, {})
+
+
 def test_our_own_names_win_over_the_wires():
     values = read_rl(wire_rl(training={"iterations_per_epoch": 10, "iterations": 3}, rollout={"max_env_steps": 7}))
     assert (values["config"].iterations, values["config"].max_env_steps) == (3, 7)
@@ -163,6 +243,10 @@ def test_our_own_names_win_over_the_wires():
         (wire_rl(training={"learning_rate": -1}), "learning_rate"),
         (wire_rl(training={"iterations_per_epoch": "ten"}), "iterations_per_epoch"),
         (wire_rl(training={"seeds_start": 899_999, "iterations": 100_000}), "held-out"),
+        (wire_rl(training={"step_rewards_enabled": True, "step_rewards_mode": "stepwise"}), "step_rewards.mode"),
+        (wire_rl(training={"step_rewards": {"weights": {"colect_wood": 1}}}), "collect_wood"),
+        (wire_rl(judge=programmatic(rubric_overrides={"outcome": [{"id": "a", "weight": 0}]})), "judge: .*weight"),
+        (wire_rl(judge={**programmatic(), "reward_blend": {"event": "much"}}), "judge.reward_blend.event"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_with_its_key(payload, complaint):

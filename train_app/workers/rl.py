@@ -126,6 +126,8 @@ class TurnGRPOTrainer(GRPOTrainer):
         turns = sum(len(r.samples) for r in rollouts)
         metrics = self._metrics["train"]
         metrics["reward"].append(float(np.mean([sum(r.turn_rewards) for r in rollouts])))
+        if any(r.env_rewards is not None for r in rollouts):
+            metrics["env_reward"].append(float(np.mean([sum(r.env_rewards or r.turn_rewards) for r in rollouts])))
         metrics["achievements"].append(float(np.mean([len(r.achievements) for r in rollouts])))
         metrics["turns"].append(turns)
         metrics["parse_failure_rate"].append(sum(r.parse_failures for r in rollouts) / max(turns, 1))
@@ -182,6 +184,7 @@ def rl_trainer(
         steps_per_generation=config.minibatches,
         gradient_accumulation_steps=1,
         learning_rate=config.learning_rate,
+        warmup_steps=round(config.warmup_ratio * config.iterations * config.minibatches),
         lr_scheduler_type="linear",  # to zero: the last policy is not at the mercy of the last batches
         weight_decay=0.0,
         max_grad_norm=1.0,
@@ -237,7 +240,8 @@ def run(job: worker_job.WorkerJob) -> None:
         seed=spec.config.seed,
     )
     context = int(served.config.max_position_embeddings)
-    player = RolloutPlayer(spec, job.id, ChatModel(engine, tokenizer, context), job.task_app_key)
+    model = ChatModel(engine, tokenizer, context)
+    player = RolloutPlayer(spec, job.id, model, job.task_app_key, folder=job.folder, event=job.event)
 
     def play(iteration: int, weights: dict[str, torch.Tensor]) -> list[list[PlayedRollout]]:
         engine.publish(weights, version=iteration)

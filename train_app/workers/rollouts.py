@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -18,12 +19,13 @@ import uvicorn
 from httpx_aiohttp import AiohttpTransport
 
 from crafter_pipeline.contracts import EnvSpec, PolicySpec, RecordSpec, RolloutRequest, RolloutResponse
-from crafter_pipeline.errors import TaskAppError
+from crafter_pipeline.errors import JudgeError, PipelineError, TaskAppError
 from crafter_pipeline.processes import listen, url_of
 from train_app.specs import RlSpec
 from train_app.workers.chat import ChatModel
 from train_app.workers.engine import Sample
 from train_app.workers.gateway import Gateway
+from train_app.workers.judging import RolloutJudge
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -37,15 +39,45 @@ class PlayedRollout:
     seed: int
     samples: tuple[Sample, ...]
     turn_rewards: tuple[float, ...]
+    """What advantages see: the environment's, or blended with a judge's."""
     achievements: tuple[str, ...]
     parse_failures: int
+    env_rewards: tuple[float, ...] | None = None
+    """The environment's alone, where a judge's are blended in."""
+    judge_failure: str | None = None
+    """Why the judge could not score it."""
 
 
 class RolloutPlayer:
-    """Plays batches of rollouts with the policy that the engine holds."""
+    """Plays batches of rollouts with the policy that the engine holds, and has them judged where the spec says so.
 
-    def __init__(self, spec: RlSpec, job_id: str, model: ChatModel, task_app_key: str | None) -> None:
-        self._spec, self._job_id = spec, job_id
+    Args:
+        spec: The job.
+        job_id: Names the rollouts.
+        model: The policy.
+        task_app_key: What the task app asks for.
+        folder: The job's, for the judge's calls.
+        event: Called as `event(type, message, level, **data)` with what the job's owner should know.
+        task_app: For tests: how the task app is reached.
+
+    Raises:
+        PipelineError: there is a judge, and it has no rubric that it can score.
+    """
+
+    def __init__(
+        self,
+        spec: RlSpec,
+        job_id: str,
+        model: ChatModel,
+        task_app_key: str | None,
+        *,
+        folder: Path,
+        event: Callable[..., None],
+        task_app: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._spec, self._job_id, self._event = spec, job_id, event
+        self._task_app, self._judge_record = task_app, folder / "judge.sqlite"
+        self._judge: RolloutJudge | None = None
         self._gateway = Gateway(model, temperature=spec.config.temperature)
         headers = {"X-API-Key": task_app_key} if task_app_key else {}
         self._client_options: dict[str, Any] = dict(base_url=spec.task_app_url, headers=headers, timeout=900.0)
@@ -59,6 +91,7 @@ class RolloutPlayer:
 
         Raises:
             TaskAppError: more than a quarter of the batch failed.
+            JudgeError: more than a quarter of the batch could not be judged, and such rollouts are left out.
         """
         return self._call(self._play(iteration, seeds, group_size))
 
@@ -80,9 +113,19 @@ class RolloutPlayer:
         self._server = uvicorn.Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[sock]))
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        self._http = httpx.AsyncClient(transport=AiohttpTransport(limits=limits), **self._client_options)
+        transport = self._task_app or AiohttpTransport(limits=limits)
+        self._http = httpx.AsyncClient(transport=transport, **self._client_options)
+        if self._spec.config.judge is not None:
+            self._judge = RolloutJudge(self._spec.config.judge, self._judge_record)
+            try:
+                await self._judge.prepare(self._http)
+            except PipelineError:
+                await self._stop()
+                raise
 
     async def _stop(self) -> None:
+        if self._judge is not None:
+            await self._judge.close()
         await self._http.aclose()
         self._server.should_exit = True
         await self._serving
@@ -97,12 +140,44 @@ class RolloutPlayer:
                 f"{failed} of {len(keys)} rollouts failed at {self._spec.task_app_url}; see the worker's log above."
             )
         groups: dict[int, list[PlayedRollout]] = {seed: [] for seed in seeds}
-        for rollout in played:
-            if rollout is not None:
-                groups[rollout.seed].append(rollout)
+        for rollout in self._judged(iteration, [p for p in played if p is not None]):
+            groups[rollout.seed].append(rollout)
         return list(groups.values())
 
+    def _judged(self, iteration: int, rollouts: list[PlayedRollout]) -> list[PlayedRollout]:
+        """Those of a batch that count, and with which reward, when some could not be judged."""
+        failures = [r.judge_failure for r in rollouts if r.judge_failure is not None]
+        if not failures:
+            return rollouts
+        judge = self._spec.config.judge
+        assert judge is not None
+        env_only = judge.on_failure == "env_only"
+        what = "the batch counts with the environment's reward" if env_only else "they are left out"
+        message = f"{len(failures)} of {len(rollouts)} rollouts could not be judged, {what}. First: {failures[0]}"
+        numbers = {"iteration": iteration, "failed": len(failures), "rollouts": len(rollouts)}
+        self._event("rl.judge.failed", message, "warning", **numbers)
+        if env_only:
+            return [replace(r, turn_rewards=r.env_rewards or r.turn_rewards, env_rewards=None) for r in rollouts]
+        if len(failures) * 4 > len(rollouts):
+            raise JudgeError(f"{len(failures)} of {len(rollouts)} rollouts could not be judged. First: {failures[0]}")
+        return [r for r in rollouts if r.judge_failure is None]
+
     async def _one(self, iteration: int, seed: int, k: int, limit: asyncio.Semaphore) -> PlayedRollout | None:
+        """Play, then judge: while a rollout is judged, the next one plays."""
+        played = await self._played(iteration, seed, k, limit)
+        if played is None or self._judge is None:
+            return played[0] if played else None
+        rollout, trace = played
+        try:
+            rewards = await self._judge.rewards(trace, rollout.turn_rewards)
+        except PipelineError as e:
+            return replace(rollout, judge_failure=str(e))
+        return replace(rollout, turn_rewards=rewards, env_rewards=rollout.turn_rewards)
+
+    async def _played(
+        self, iteration: int, seed: int, k: int, limit: asyncio.Semaphore
+    ) -> tuple[PlayedRollout, dict[str, Any] | None] | None:
+        """The rollout and its trace; None when it failed."""
         async with limit:
             for attempt in range(ATTEMPTS):
                 rollout_id, url = self._gateway.open()
@@ -115,13 +190,14 @@ class RolloutPlayer:
                     samples = self._gateway.close(rollout_id)
                 rewards = tuple(float(r) for r in answer.metrics.details["turn_rewards"])
                 if len(rewards) == len(samples):
-                    return PlayedRollout(
+                    rollout = PlayedRollout(
                         seed,
                         tuple(samples),
                         rewards,
                         tuple(answer.metrics.details.get("achievements", ())),
                         int(answer.metrics.details.get("parse_failures", 0)),
                     )
+                    return rollout, answer.trace
                 # a call that was retried on the way is captured twice: its turn cannot be told from the retry
                 log.warning(
                     "rollout seed %d: %d calls captured for %d turns; left out", seed, len(samples), len(rewards)
@@ -133,7 +209,11 @@ class RolloutPlayer:
         request = RolloutRequest(
             run_id=run_id,
             mode="rl",
-            env=EnvSpec(env_name=spec.environment, seed=seed, config={"max_env_steps": spec.config.max_env_steps}),
+            env=EnvSpec(
+                env_name=spec.environment,
+                seed=seed,
+                config={**spec.config.env_config, "max_env_steps": spec.config.max_env_steps},
+            ),
             policy=PolicySpec(
                 config={
                     **spec.policy,
@@ -145,7 +225,12 @@ class RolloutPlayer:
                     **({"step_rewards": spec.config.step_rewards} if spec.config.step_rewards else {}),
                 }
             ),
-            record=RecordSpec(trajectories=False, store=spec.config.trace_rollouts),
+            record=RecordSpec(
+                trajectories=False,
+                store=spec.config.trace_rollouts,
+                return_trace=self._judge is not None,
+                trace_format="compact" if self._judge is None else "structured",
+            ),
         )
         response = await self._http.post(
             "/rollout", content=request.model_dump_json(), headers={"Content-Type": "application/json"}

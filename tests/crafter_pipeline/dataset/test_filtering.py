@@ -70,6 +70,29 @@ def test_a_row_is_the_prompt_as_seen_and_the_answer(build, make_rollout):
     assert (manifest.rows, manifest.rollouts, manifest.turns, manifest.mean_reward) == (2, 1, 2, 1.0)
 
 
+@pytest.mark.parametrize("rule", [{}, {"select": "turns"}])
+def test_rows_hold_the_earlier_turns_that_the_model_was_shown(build, make_rollout, make_turn, rule):
+    """Also those of turns that are not exported themselves: unreadable, or worth too little."""
+    system, turns, shown = make_turn().messages[0], [], []
+    for i, (failure, reward) in enumerate([(None, 0.0), ("unreadable", 0.0), (None, 0.0), (None, 1.0)]):
+        user = {"role": "user", "content": f"step {i}"}
+        messages = (system, *shown[-4:], user)
+        turns.append(make_turn(i, messages=messages, reply=Reply(f"do {i}"), parse_failure=failure, reward=reward))
+        shown += [user, {"role": "assistant", "content": f"do {i}"}]
+    _, rows = build([make_rollout("run-0", turns=tuple(turns)), make_rollout("run-1", seed=1)], **rule)
+    prompts = {
+        row["metadata"]["turn"]: row["messages"][:-1] for row in rows if row["metadata"]["session_id"] == "run-0"
+    }
+    assert prompts == {i: list(turns[i].messages) for i in ([3] if rule else [0, 2, 3])}
+
+
+def test_a_row_may_hold_a_picture(build, make_rollout, make_turn):
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    message = {"role": "user", "content": [{"type": "text", "text": "look"}, picture]}
+    _, (row,) = build([make_rollout(turns=(make_turn(0, messages=(message,)),))])
+    assert row["messages"][0] == message
+
+
 def test_tool_calls_keep_their_arguments_as_json_text(build, make_rollout, make_turn):
     call = {"id": "c", "type": "function", "function": {"name": "interact_many", "arguments": '{"actions": ["do"]}'}}
     tool = {"type": "function", "function": {"name": "interact_many", "parameters": {}}}

@@ -139,10 +139,16 @@ def test_what_a_game_hands_out_is_a_copy():
     assert game.inventory["wood"] == 0
 
 
-@pytest.mark.parametrize("seed", [-1, 1.0, "7", None, True])
-def test_a_seed_that_is_no_int_from_zero_is_refused(seed):
-    with pytest.raises(ValueError, match="seed must be an int >= 0"):
+@pytest.mark.parametrize("seed", [-1, 2**63, 1.0, "7", None, True])
+def test_a_seed_that_is_out_of_range_is_refused_and_the_range_named(seed):
+    with pytest.raises(ValueError, match="seed must be an int from 0 to 9223372036854775807, not"):
         Game(seed)
+
+
+def test_the_largest_seed_plays_and_is_saved():
+    game = Game(2**63 - 1)
+    play_randomly(game, steps=20)
+    assert Game.restore(game.snapshot()).seed == 2**63 - 1
 
 
 def test_a_limit_below_one_step_is_refused():

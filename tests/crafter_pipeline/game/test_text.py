@@ -1,4 +1,4 @@
-"""Observations as text: the three styles letter by letter, and the closed vocabulary of the sparse one."""
+"""Observations as text: the styles letter by letter, and the closed vocabulary of the sparse one."""
 
 from dataclasses import replace
 from random import Random
@@ -29,6 +29,7 @@ def observation():
         achievements=("collect_wood", "place_table"),
         sleeping=False,
         daylight=0.954,
+        position=(60, 30),
     )
 
 
@@ -139,4 +140,4 @@ def test_the_vocabulary_is_sorted_and_has_no_integers():
     assert list(vocabulary) == sorted(set(vocabulary))
     assert not any(word.isdecimal() for word in vocabulary)
     assert "tree@-4,3" in vocabulary and "tree@0,0" not in vocabulary and "player@1,0" not in vocabulary
-    assert STYLES == ("sparse", "compact", "rich")
+    assert STYLES == ("sparse", "compact", "rich", "synth")

@@ -112,6 +112,62 @@ def test_a_rollout_comes_back_as_it_was(make_db, make_rollout, make_turn):
     assert list(read_rollouts(make_db([rollout]))) == [rollout]
 
 
+def test_a_system_prompt_is_told_once_beside_the_calls(make_db, make_rollout, make_turn):
+    other = make_turn(2, messages=({"role": "system", "content": "Another."}, {"role": "user", "content": "x"}))
+    path = make_db([make_rollout(turns=(make_turn(0), make_turn(1), other))])
+    sql = "SELECT content FROM messages WHERE message_type = 'system' ORDER BY id"
+    first, same, another = (orjson.loads(content) for (content,) in rows(path, sql))
+    assert first["text"] == first["content"] and first["text"].startswith("You play")
+    assert same == {"role": "system", "text": "", "content": "", "same_as": "decision_0"}
+    assert another["text"] == "Another."
+
+
+def test_a_picture_is_stored_once_with_its_type(make_db, make_rollout, make_turn):
+    data = "iVBORw0KGgo" * 20
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+    content = [{"type": "text", "text": "look"}, picture]
+    rollout = make_rollout(turns=(make_turn(0, messages=({"role": "user", "content": content},)),))
+    path = make_db([rollout])
+    with closing(sqlite3.connect(path)) as db:
+        assert "\n".join(db.iterdump()).count(data) == 1
+    ((calls,),) = rows(path, "SELECT call_records FROM events WHERE event_type = 'cais'")
+    part = orjson.loads(calls)[0]["input_messages"][0]["parts"][1]
+    assert part == {"type": "image", "mime_type": "image/png", "base64_data": data}
+    assert rows(path, "SELECT json_extract(content, '$.text') FROM messages WHERE message_type = 'user'") == [
+        ("look\n[image]",)
+    ]
+    assert list(read_rollouts(path)) == [rollout]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        None,
+        [],
+        [{"type": "text", "text": "only text"}],
+        [{"type": "text", "text": "a", "cache_control": {}}],
+        [{"type": "image_url", "image_url": {"url": "https://pictures.test/1.png"}}],
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA", "detail": "low"}}],
+        [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}],
+    ],
+)
+def test_any_content_of_a_message_comes_back(make_db, make_rollout, make_turn, content):
+    rollout = make_rollout(turns=(make_turn(0, messages=({"role": "user", "content": content},)),))
+    assert list(read_rollouts(make_db([rollout]))) == [rollout]
+
+
+def test_a_call_that_goes_on_from_a_lost_one_is_damage(make_db, make_rollout, make_turn):
+    first, second = make_turn(0), make_turn(1)
+    answer = {"role": "assistant", "content": "do"}
+    longer = (*first.messages, answer, second.messages[-1])
+    path = make_db([make_rollout(turns=(first, make_turn(1, messages=longer)))])
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM events WHERE id = 1")
+    with pytest.raises(DataError, match="damaged"):
+        list(read_rollouts(path))
+
+
 def test_rollouts_are_read_in_the_order_asked_for(make_db, make_rollout):
     path = make_db([make_rollout(f"run-{i}", seed=i) for i in range(3)])
     assert [r.seed for r in read_rollouts(path, ["run-2", "run-0"])] == [2, 0]

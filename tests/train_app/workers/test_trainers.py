@@ -164,6 +164,13 @@ def test_rl_makes_rewarded_answers_likelier_and_counts_its_iterations(tmp_path):
     assert gap() > before
 
 
+def test_rl_warms_up_over_its_share_of_the_steps(tmp_path):
+    model, tokenizer = make_tiny(0)
+    config = CONFIG.model_copy(update={"iterations": 10, "minibatches": 4, "warmup_ratio": 0.1})
+    assert rl_trainer(model, tokenizer, config, tmp_path, lambda *_: []).args.warmup_steps == 4
+    assert rl_trainer(model, tokenizer, CONFIG, tmp_path, lambda *_: []).args.warmup_steps == 0
+
+
 def test_rl_without_any_difference_in_reward_warns_and_changes_nothing(tmp_path):
     model, tokenizer = make_tiny(0)
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -1,0 +1,1 @@
+"""Rubrics, and judges that score an episode by them: `rubric`, `review`, `programmatic`, `model`, `plugin`."""
