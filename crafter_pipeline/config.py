@@ -193,7 +193,7 @@ class FilterConfig(Config):
     """Episode return, inclusive."""
     max_reward: float | None = None
     """Episode return, inclusive."""
-    min_achievements: int = Field(default=0, ge=0, le=22)
+    min_achievements: int = Field(default=0, ge=0)
     """Unlocked achievements of the episode, inclusive."""
     require_achievements: tuple[str, ...] = ()
     """The episode unlocked all of these."""

@@ -55,6 +55,17 @@ class EnvironmentInfo:
         """The arguments of a call of the tool that does these actions."""
         return {self.tool_argument: list(actions) if self.max_actions > 1 else next(iter(actions), "")}
 
+    def tool(self, description: str, argument: dict[str, Any], **further: dict[str, Any]) -> dict[str, Any]:
+        """The tool in OpenAI's form, from the JSON schemas of its argument and of further, optional ones."""
+        parameters = {
+            "type": "object",
+            "properties": {self.tool_argument: argument, **further},
+            "required": [self.tool_argument],
+            "additionalProperties": False,
+        }
+        function = {"name": self.tool_name, "description": description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
 
 def _words(*groups: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(word for group in groups for word in group))

@@ -15,14 +15,13 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from crafter_pipeline.clients.chat import shown_url
+from crafter_pipeline.clients.chat import PROVIDER_URLS, shown_url
 from crafter_pipeline.config import HistoryForm, Observation, ReasoningEffort, StopOn, ThinkingMode, ToolChoice
 from crafter_pipeline.contracts import NO_CONTROL_CHARACTERS, PolicySpec, Reply
 from crafter_pipeline.environments import HISTORY_WORD, MAX_ACTIONS_PER_TURN, EnvironmentInfo
 from crafter_pipeline.errors import FieldError
 from task_app.environments.protocol import Answer
 
-PROVIDER_URLS = {"groq": "https://api.groq.com/openai/v1", "openai": "https://api.openai.com/v1"}
 PROVIDER_MODELS = {"groq": "qwen/qwen3-32b"}
 CID_KEYS = ("cid", "trace", "trace_correlation_id")
 EVENT_WORD = "did:"

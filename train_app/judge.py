@@ -24,10 +24,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.types import ASGIApp
 
-from crafter_pipeline.clients.chat import ChatClient
+from crafter_pipeline.clients.chat import PROVIDER_URLS, ChatClient
 from crafter_pipeline.contracts import Rollout
 from crafter_pipeline.errors import DataError, FieldError, ModelError, TaskAppError
-from crafter_pipeline.judging.model import CALL_SECONDS, CONCURRENCY, PROVIDERS, ModelJudge
+from crafter_pipeline.judging.model import CALL_SECONDS, CONCURRENCY, ModelJudge
 from crafter_pipeline.judging.programmatic import ProgrammaticJudge
 from crafter_pipeline.judging.record import JudgeRecord
 from crafter_pipeline.judging.review import Judge, judge_rollout
@@ -162,7 +162,7 @@ class JudgeDesk:
         if options.model == PROGRAMMATIC:
             return ProgrammaticJudge()
         provider = (options.provider or "").lower()
-        url = options.inference_url or PROVIDERS.get(provider)
+        url = options.inference_url or PROVIDER_URLS.get(provider)
         if url is None and provider not in OWN_PROVIDERS:
             raise FieldError(
                 "options.provider",

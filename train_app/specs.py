@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from crafter_pipeline.clients.chat import PROVIDER_URLS
 from crafter_pipeline.config import Config, RlConfig, SftConfig, refuse_held_out
 from crafter_pipeline.environments import ENVIRONMENTS
 from crafter_pipeline.errors import ConfigError, FieldError
-from crafter_pipeline.judging.model import PROVIDERS
 from crafter_pipeline.judging.rubric import PROGRAMMATIC
 from crafter_pipeline.rewards import read_step_rewards
 
@@ -298,7 +298,7 @@ def _judge(toml: Mapping[str, Any], notes: dict[str, str]) -> dict[str, Any] | N
     options = _table(judge.get("options"))
     model = _first(options, "model") or _first(judge, "model") or _first(rubric, "model")
     provider = str(_first(options, "provider") or _first(judge, "type") or "").lower()
-    url = _first(options, "inference_url") or _first(rubric, "api_base") or PROVIDERS.get(provider)
+    url = _first(options, "inference_url") or _first(rubric, "api_base") or PROVIDER_URLS.get(provider)
     blend = _table(judge.get("reward_blend")) or _table(rubric.get("weights"))
     blend |= {part: 0.0 for part in ("event", "outcome") if options.get(part) is False}
     if model is None:

@@ -143,12 +143,10 @@ def print_summary(report: RunReport, folder: Path) -> None:
     rows = summary_rows(report)
     if rows:
         table = Table(title=f"{report.run_id}: {report.status}", title_justify="left")
-        for name in ("label", "worlds", "achievements", "95 % interval", "Crafter score"):
+        for name in ("label", "seeds", "achievements", "95 % interval", "Crafter score"):
             table.add_column(name, justify="left" if name == "label" else "right")
         for row in rows:
-            table.add_row(
-                *(row[name] for name in ("label", "worlds", "achievements", "95 % interval", "Crafter score"))
-            )
+            table.add_row(*(row[name] for name in ("label", "seeds", "achievements", "95 % interval", "Crafter score")))
         console.print(table)
     for c in report.comparisons:
         says = "" if c.clear else "  (open)"

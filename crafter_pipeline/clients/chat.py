@@ -65,6 +65,10 @@ _STRICT_HOSTS = frozenset({"api.openai.com", "api.groq.com"})  # these refuse `c
 _RENAMED_AT_OPENAI = ("gpt-5", "o1", "o3", "o4")  # these refuse `max_tokens`
 
 
+PROVIDER_URLS = {"groq": "https://api.groq.com/openai/v1", "openai": "https://api.openai.com/v1"}
+"""Providers that need no address."""
+
+
 def chat_url(base: str) -> str:
     """The chat completions URL of a base URL; its query is kept.
 

@@ -64,6 +64,11 @@ class Evaluation:
     mean_reward: float = 0.0
     """Mean episode return, as the task app counted it (shaping included)."""
 
+    @property
+    def has_crafter_score(self) -> bool:
+        """Whether the score says more than the mean: of one achievement it does not."""
+        return len(self.success_rates) > 1
+
     def to_json(self) -> dict[str, Any]:
         """The shape of report.json's `evaluations[]`, with our further keys beside it."""
         return {

@@ -27,9 +27,6 @@ TRANSCRIPT_CHARACTERS = 40_000
 OBSERVATION_CHARACTERS = 1_500
 THOUGHT_CHARACTERS = 400
 
-PROVIDERS = {"groq": "https://api.groq.com/openai/v1", "openai": "https://api.openai.com/v1"}
-"""Providers that need no address."""
-
 T = TypeVar("T")
 
 _SYSTEM = """\

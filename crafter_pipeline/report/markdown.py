@@ -26,7 +26,7 @@ def evaluation_markdown(evaluation: Evaluation, plot: bool = True) -> str:
             [
                 ("model", f"`{_safe(e.model)}`"),
                 (f"achievements (mean of {len(e.success_rates)})", text.number(e.mean_achievements, 2)),
-                ("Crafter score (0–100)", text.number(e.crafter_score)),
+                *([("Crafter score (0–100)", text.number(e.crafter_score))] if e.has_crafter_score else []),
                 ("reward (mean episode return)", text.number(e.mean_reward, 2)),
                 ("env steps per episode", text.number(e.mean_env_steps)),
                 ("unreadable answers", f"{e.parse_failures:,} of {e.turns:,} turns"),
@@ -58,8 +58,8 @@ def comparison_markdown(comparisons: Comparison | Sequence[Comparison], plot: bo
         for c in many
     ]
     parts = [
-        _table(("difference", "achievements per episode", "95 % interval", "shared worlds", "finding"), rows),
-        "Paired by seed: only worlds that both played count. Intervals are not corrected for the number of pairs.",
+        _table(("difference", "achievements per episode", "95 % interval", "shared seeds", "finding"), rows),
+        "Paired by seed: only seeds that both played count. Intervals are not corrected for the number of pairs.",
     ]
     if plot:
         parts.append(_image(plots.describe_deltas(many), plots.delta_plot(many)))
@@ -112,8 +112,8 @@ def summary_rows(report: RunReport) -> list[dict[str, str]]:
             "vs random": f"{text.signed(versus[e.label].delta, 2)} {text.interval(versus[e.label].ci95, 2, sign=True)}"
             if e.label in versus
             else "–",
-            "Crafter score": text.number(e.crafter_score),
-            "worlds": str(len(e.seeds)),
+            "Crafter score": text.number(e.crafter_score) if e.has_crafter_score else "–",
+            "seeds": str(len(e.seeds)),
             "env steps": text.number(e.mean_env_steps, 0),
             "model": e.model,
         }
@@ -125,7 +125,7 @@ def finding(comparison: Comparison) -> str:
     """'better', 'worse', or why neither is shown."""
     if comparison.clear:
         return "**better**" if comparison.delta > 0 else "**worse**"
-    return "too few worlds" if comparison.excludes_zero else "open: includes zero"
+    return "too few seeds" if comparison.excludes_zero else "open: includes zero"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

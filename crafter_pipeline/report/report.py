@@ -185,8 +185,8 @@ def verdict(report: RunReport) -> Verdict:
     versus = _pair(report.comparisons, "random", last.label)
     if versus is None:
         return Verdict("unclear", f"{plays}, but was not compared with random play.")
-    worlds = f"{len(versus.seeds)} shared world{'' if len(versus.seeds) == 1 else 's'}"
-    facts = f"95 % interval {text.interval(versus.ci95, sign=True)}, {worlds}"
+    shared = f"{len(versus.seeds)} shared seed{'' if len(versus.seeds) == 1 else 's'}"
+    facts = f"95 % interval {text.interval(versus.ci95, sign=True)}, {shared}"
     gap = f"{text.number(abs(versus.delta))} {'more' if versus.delta > 0 else 'fewer'} than random ({facts})"
     if versus.delta == 0:
         gap = f"as many as random ({facts})"
@@ -196,7 +196,7 @@ def verdict(report: RunReport) -> Verdict:
     elif versus.clear:
         learned, start = "no", f"It did not learn: {plays}, {gap}"
     elif versus.excludes_zero:
-        learned, start = "unclear", f"Too few worlds to tell: {plays}, {gap}"
+        learned, start = "unclear", f"Too few seeds to tell: {plays}, {gap}"
     else:
         learned, start = "unclear", f"Learning is not shown: {plays}, {gap}; zero lies inside the interval"
     return Verdict(learned, "; ".join([start, *_steps(report.comparisons, trained)]) + ".")
@@ -349,7 +349,7 @@ def lineage(report: RunReport) -> list[tuple[str, str, str]]:
     nodes: list[tuple[str, str, str]] = []
     if isinstance(seeds, Mapping) and {"start", "count"} <= seeds.keys():
         first, count = int(seeds["start"]), int(seeds["count"])
-        nodes.append(("seeds", text.seeds(list(range(first, first + count))), "training worlds"))
+        nodes.append(("seeds", text.seeds(list(range(first, first + count))), "training seeds"))
     manifest = report.dataset or {}
     sources = manifest.get("traces") or manifest.get("sources") or manifest.get("trace_dbs")
     if sources:

@@ -143,27 +143,16 @@ CRITERIA = {
 }
 
 
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": CRAFTER.tool_name,
-        "description": "Play one or more Crafter actions, in this order.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                CRAFTER.tool_argument: {
-                    "type": "array",
-                    "description": "Names of actions; they are executed from first to last.",
-                    "items": {"type": "string", "enum": list(CRAFTER.actions)},
-                    "minItems": 1,
-                    "maxItems": CRAFTER.max_actions,
-                }
-            },
-            "required": [CRAFTER.tool_argument],
-            "additionalProperties": False,
-        },
+_TOOL = CRAFTER.tool(
+    "Play one or more Crafter actions, in this order.",
+    {
+        "type": "array",
+        "description": "Names of actions; they are executed from first to last.",
+        "items": {"type": "string", "enum": list(CRAFTER.actions)},
+        "minItems": 1,
+        "maxItems": CRAFTER.max_actions,
     },
-}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,25 +51,11 @@ MAX_ATTEMPTS = 16
 SEED_RANGE = (0, 2_147_483_647)
 _SNAPSHOT = "math 1"
 
-_TOOL = {
-    "type": "function",
-    "function": {
-        "name": MATH.tool_name,
-        "description": "Submit the final answer to the problem.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                MATH.tool_argument: {
-                    "type": "string",
-                    "description": "The answer alone: a number, or an expression in LaTeX.",
-                },
-                "explanation": {"type": "string", "description": "How it was found; not judged."},
-            },
-            "required": [MATH.tool_argument],
-            "additionalProperties": False,
-        },
-    },
-}
+_TOOL = MATH.tool(
+    "Submit the final answer to the problem.",
+    {"type": "string", "description": "The answer alone: a number, or an expression in LaTeX."},
+    explanation={"type": "string", "description": "How it was found; not judged."},
+)
 
 CRITERIA = {
     "outcome": {

@@ -48,7 +48,7 @@ def test_a_comparison_marks_what_is_shown(make_evaluation):
     assert "| sft − random | +" in markdown and "**better**" in markdown
     assert "**worse**" in comparison_markdown([compare(sft, random, 500)], plot=False)
     few = [make_evaluation("random", 1.3, count=3), make_evaluation("sft", 9.0, count=3)]
-    assert "too few worlds" in comparison_markdown(compare(*few, 500), plot=False)
+    assert "too few seeds" in comparison_markdown(compare(*few, 500), plot=False)
     assert len(images(markdown)) == 1
 
 

@@ -234,10 +234,10 @@ def versus(a, b, delta, half=0.5, pairs=24):
         ([], [], "unclear", "Nothing was evaluated"),
         (["random", "teacher"], [versus("random", "teacher", 9)], "unclear", "No trained model"),
         (["sft"], [], "unclear", "not compared with random"),
-        (["random", "sft"], [versus("random", "sft", 3)], "yes", r"3\.0 more than random \(95 %.*24 shared worlds\)"),
+        (["random", "sft"], [versus("random", "sft", 3)], "yes", r"3\.0 more than random \(95 %.*24 shared seeds\)"),
         (["random", "sft"], [versus("random", "sft", -3)], "no", "did not learn.*fewer than random"),
         (["random", "sft"], [versus("random", "sft", 0.2)], "unclear", "not shown.*zero lies inside"),
-        (["random", "sft"], [versus("random", "sft", 3, pairs=1)], "unclear", r"Too few worlds.*1 shared world\)"),
+        (["random", "sft"], [versus("random", "sft", 3, pairs=1)], "unclear", r"Too few seeds.*1 shared seed\)"),
         (
             ["random", "sft", "rl"],
             [versus("random", "rl", 5), versus("sft", "rl", 2)],
