@@ -5,9 +5,9 @@ from __future__ import annotations
 from crafter_pipeline.environments import find_environment
 from task_app.environments.crafter import CrafterEnvironment
 from task_app.environments.math import MathEnvironment
-from task_app.environments.protocol import Answer, Environment, Episode, Setup, Step
+from task_app.environments.protocol import Environment, Episode, Setup, Step
 
-__all__ = ["REGISTRY", "Answer", "Environment", "Episode", "Setup", "Step", "environment_of"]
+__all__ = ["REGISTRY", "Environment", "Episode", "Setup", "Step", "environment_of"]
 
 REGISTRY: dict[str, Environment] = {e.info.name: e for e in (CrafterEnvironment(), MathEnvironment())}
 """By the name in `crafter_pipeline.environments`."""

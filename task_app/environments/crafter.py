@@ -33,8 +33,9 @@ from crafter_pipeline.game.curriculum import find_start, find_task, start_states
 from crafter_pipeline.game.rules import COW, OFFSETS, SKELETON, TREE, ZOMBIE
 from crafter_pipeline.game.worldgen import generate_world
 from crafter_pipeline.rewards import Counters
-from task_app.environments.protocol import Answer, Setup, Step
-from task_app.policies import Policy, read_answer
+from task_app.answers import Answer, read_answer
+from task_app.environments.protocol import Setup, Step
+from task_app.policies import Policy
 
 AREA = (64, 64)
 EPISODE_LENGTH = 10_000

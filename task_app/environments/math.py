@@ -42,7 +42,8 @@ from crafter_pipeline.mathematics import (
 )
 from crafter_pipeline.rewards import Counters
 from crafter_pipeline.settings import Settings, load_settings
-from task_app.environments.protocol import Answer, Setup, Step
+from task_app.answers import Answer
+from task_app.environments.protocol import Setup, Step
 from task_app.policies import Policy
 
 (ACHIEVEMENT,) = MATH.achievements

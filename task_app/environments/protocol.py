@@ -8,32 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
 from crafter_pipeline.contracts import Reply, StopReason
 from crafter_pipeline.environments import EnvironmentInfo
 from crafter_pipeline.rewards import Counters
-
-if TYPE_CHECKING:
-    from task_app.policies import Policy
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model's answer means."""
-
-    actions: tuple[str, ...]
-    """To execute, in order; empty if nothing could be read."""
-    failure: str | None = None
-    """Why nothing could be read, in words."""
-    failure_kind: Literal["no_call", "wrong_tool", "unreadable"] = "unreadable"
-    """Of a failure: the answer called no tool, another one, or cannot be understood."""
-    dropped: tuple[str, ...] = ()
-    """Readable actions beyond the limit of a turn."""
-    unknown: tuple[str, ...] = ()
-    """Names that are no actions."""
-    slow: bool = False
-    """To play the actions may take more than a few milliseconds: they are then played in a thread."""
+from task_app.answers import Answer
+from task_app.policies import Policy
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from crafter_pipeline.rewards import Counters
 from crafter_pipeline.traces.reader import read_rollouts
 from crafter_pipeline.traces.store import TraceStore
 from crafter_pipeline.traces.wire import rollout_from_payload, trace_payload
+from task_app.answers import read_answer
 from task_app.environments import Step
-from task_app.policies import read_answer
 from task_app.rollout import Progress, answer_of, plan_rollout, play
 
 INFO = EnvironmentInfo(
