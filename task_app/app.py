@@ -63,7 +63,7 @@ def make_app(
     """The task app of one environment.
 
     Args:
-        environment: App name or alias. ConfigError names the known ones.
+        environment: App name or alias. ConfigError names the known ones, DataError says what is wrong with its data.
         trace_db: File to write rollouts to; default: a new file in `trace_dir`. DataError if it cannot be written.
         trace_dir: Folder whose databases are the ledger; default: the folder of `trace_db`. Both None: nothing is
             stored, and every request is played.
@@ -73,6 +73,7 @@ def make_app(
         settings: Where the keys of that client and of the proxy come from; default: the environment.
     """
     env = environment_of(environment)
+    env.taskset()  # what is wrong with its data is said now, not at the first request
     if trace_db is None and trace_dir is not None:
         trace_db = default_trace_path(trace_dir)
     store = None if trace_db is None else TraceStore(trace_db)

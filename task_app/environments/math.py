@@ -401,6 +401,8 @@ class MathEnvironment:
             if settings.math_local_dir is None:
                 raise DataError("There are no local problems: set MATH_LOCAL_DIR for the task app.")
             path = settings.math_local_dir
+            if not path.exists():
+                raise DataError(f"MATH_LOCAL_DIR={path}: there is no such folder or file.")
             return read_folder(path) if path.is_dir() else read_file(path)
         if settings.math_dataset_name is None:
             raise DataError("There is no data set: set MATH_DATASET_NAME for the task app.")

@@ -15,10 +15,11 @@ from fastapi.testclient import TestClient
 
 from crafter_pipeline.contracts import Reply, Rollout, RolloutRequest, StopReason, Turn
 from crafter_pipeline.processes import Service, wait_until
-from crafter_pipeline.settings import load_settings
+from crafter_pipeline.settings import Settings, load_settings
 from crafter_pipeline.traces.store import TraceStore
 from task_app.__main__ import _make, main
-from task_app.environments import environment_of
+from task_app.environments import REGISTRY, environment_of
+from task_app.environments.math import MathEnvironment
 from task_app.plan import plan_rollout
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -58,6 +59,12 @@ def test_an_unusable_trace_folder_is_exit_code_4(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["--port", "0", "--trace", str(tmp_path / "file")]) == 4
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_missing_problems_are_said_before_anything_is_served(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(REGISTRY, "math", MathEnvironment(Settings(_env_file=None, math_local_dir=tmp_path / "no")))
+    assert main(["math", "--port", "0", "--trace", str(tmp_path / "traces")]) == 4
+    assert "MATH_LOCAL_DIR" in capsys.readouterr().err and not (tmp_path / "traces").exists()
 
 
 def test_a_missing_env_file_is_said(capsys):
