@@ -32,7 +32,7 @@ class Source(Protocol):
         """A problem of a split. DataError if there is no such split."""
 
     def size(self, split: str) -> int | None:
-        """Different problems of a split; None: not counted."""
+        """Different problems of a split; 0: there is no such split; None: not counted."""
 
 
 def split_of(seed: int) -> str:

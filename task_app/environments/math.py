@@ -317,21 +317,19 @@ class MathEnvironment:
     def taskset(self) -> dict[str, Any]:
         """The problems as a data set."""
         source = self._default_source()
-        sizes: Mapping[str, int | None] = {}
-        if source != "generator":
-            own = self._source(MathSetup(source=source))
-            sizes = {split: own.size(split) for split in SPLITS}
+        problems = self._source(MathSetup(source=source))
+        sizes = {split: n for split in SPLITS if (n := problems.size(split)) != 0}
         return {
             "id": f"math_{source}",
             "name": "Math problems",
             "version": "1.0.0",
-            "splits": list(SPLITS),
-            "default_split": "train",
+            "splits": list(sizes),
+            "default_split": next(iter(sizes)),
             "cardinality": sum(n or 0 for n in sizes.values()) or None,
             "description": "Problems with one answer. Seeds below 900,000 are train, from 1,000,000 on test.",
             "seed_range": list(SEED_RANGE),
             "default_seed": 0,
-            "config": {"source": source, "levels": list(LEVELS), "sizes": dict(sizes)},
+            "config": {"source": source, "levels": list(LEVELS), "sizes": sizes},
         }
 
     def task(self, seed: int | None) -> dict[str, Any]:

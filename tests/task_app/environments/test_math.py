@@ -333,6 +333,12 @@ def test_an_answer_meant_to_hang_is_wrong(serve, make_chat, make_body, tool_call
     assert details["status"] == "incorrect"
 
 
+def test_a_taskset_names_the_splits_that_have_problems(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"problem": "1 + 1", "answer": "2"}')
+    taskset = MathEnvironment(settings(math_local_dir=tmp_path)).taskset()
+    assert (taskset["splits"], taskset["cardinality"]) == (["train"], 1)
+
+
 async def test_a_hard_answer_does_not_hold_up_the_others(make_chat, make_body, tmp_path, monkeypatch):
     (tmp_path / "all.jsonl").write_text('{"problem": "How long is half a circle?", "answer": "\\\\pi"}')
     monkeypatch.setitem(REGISTRY, "math", MathEnvironment(settings(math_local_dir=tmp_path / "all.jsonl")))
