@@ -27,6 +27,8 @@ HISTORY_SECONDS = 60.0
 BROKEN_HISTORY_SECONDS = 4.0
 """The same after a failure or a signal: tasks that were cut off never end."""
 SERVER_START_SECONDS = 120.0
+SEND_SECONDS = 10.0
+"""Longest wait for Prefect's threads to send their events and logs."""
 
 
 def run_pipeline(
@@ -82,6 +84,7 @@ def _run(run: Run, cfg: PipelineConfig, profile: str) -> None:
                 crafter_pipeline(profile=profile, config=cfg)
             patience = HISTORY_SECONDS
         finally:
+            _send_what_waits()
             _await_history(api_url, tag, patience)
 
 
@@ -106,6 +109,16 @@ def _console_to_file(path: Path) -> None:
             logger.removeHandler(old)
             logger.addHandler(handler)
     logging.getLogger("crafter_pipeline").setLevel(logging.INFO)
+
+
+def _send_what_waits() -> None:
+    """Let Prefect's threads send the events and logs that they hold, while the server lives: at the exit of Python each
+    of them would knock for ten seconds at a server that is gone."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for worker in (EventsWorker, APILogWorker):
+        worker.drain_all(timeout=SEND_SECONDS)
 
 
 def _await_history(api_url: str, tag: str, patience_seconds: float) -> None:
