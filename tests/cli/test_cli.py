@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CALL = "import sys; from crafter_pipeline.cli import main; sys.exit(main())"
 
 
-def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(*words: str, seconds: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(
-        [sys.executable, "-c", CALL, *words], env=env, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", CALL, *words], env=env, capture_output=True, text=True, timeout=seconds, check=False
     )
 
 
@@ -178,6 +178,6 @@ def test_a_detached_service_is_found_again_and_stopped(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_smoke_run(tmp_path):
-    done = call("run", "--profile", "smoke", "--json")
+    done = call("run", "--profile", "smoke", "--json", seconds=280)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "succeeded"
