@@ -46,6 +46,7 @@ from typing import Annotated, Any, BinaryIO
 import httpx
 import orjson
 from fastapi import APIRouter, Body, Depends, FastAPI, File, Form, Header, HTTPException, Query, UploadFile
+from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -170,6 +171,13 @@ def make_app(
     add_judge_routes(router, desk)
     for prefix in ("/api/v1", "/api"):
         app.include_router(router, prefix=prefix)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong_field(_: Request, e: RequestValidationError) -> JSONResponse:
+        # FastAPI's own answer repeats the input, which may hold what JSON cannot: NaN, or half a surrogate pair.
+        return JSONResponse(
+            {"detail": [{key: error[key] for key in ("type", "loc", "msg")} for error in e.errors()]}, 422
+        )
 
     @app.exception_handler(PipelineError)
     async def operator_error(_: Request, e: PipelineError) -> JSONResponse:

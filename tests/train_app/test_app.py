@@ -43,6 +43,13 @@ def test_an_upload_that_cannot_be_trained_on_is_refused_with_its_line(make_servi
         assert client.get("/api/files").json()["data"] == []
 
 
+@pytest.mark.parametrize("body", ["[NaN]", '"\\ud800"', "[1,2"])
+def test_a_body_that_is_no_object_is_422_whatever_it_holds(make_service, body):
+    with make_service() as client:
+        answer = client.post("/api/learning/jobs", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422 and answer.json()["detail"][0]["loc"][0] == "body"
+
+
 def test_an_empty_upload_is_refused(make_service):
     with make_service() as client:
         assert send_file(client, "\n\n").status_code == 400
