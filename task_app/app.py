@@ -24,7 +24,7 @@ status, is in `requests`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ import httpx
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from pydantic import Field
 
+from crafter_pipeline.api_keys import ApiKeys
 from crafter_pipeline.clients.chat import ChatClient
 from crafter_pipeline.contracts import MAX_SEED, RolloutRequest, RolloutResponse, Wire
 from crafter_pipeline.settings import Settings, load_settings
@@ -40,7 +41,6 @@ from crafter_pipeline.traces.store import TraceStore, default_trace_path
 from task_app import live_routes
 from task_app.desk import RolloutDesk
 from task_app.environments import Environment, environment_of
-from task_app.keys import KeyCheck
 from task_app.live import LiveEnvironments
 from task_app.proxy import Proxy, ProxyRequest, add_proxy_routes
 from task_app.requests import JSON, Refusal, add_refusals, describe, read_body, takes
@@ -95,8 +95,8 @@ def make_app(
 
     app = FastAPI(title=env.info.app_names[0], lifespan=lifespan)
     app.state.trace_db, app.state.desk, app.state.live = trace_db, desk, live
-    keys = KeyCheck(api_keys)
-    closed = APIRouter(dependencies=[Depends(keys)])
+    keys = ApiKeys(api_keys)
+    closed = APIRouter(dependencies=[Depends(key_check(keys))])
     add_open_routes(app)
     add_facts(closed, env, keys, settings, proxy)
     add_rollout_routes(closed, desk)
@@ -106,6 +106,21 @@ def make_app(
     add_refusals(app)
     describe(app, (RolloutRequest, AbortRequest, ProxyRequest, *live_routes.MODELS))
     return app
+
+
+def key_check(keys: ApiKeys) -> Callable[[Request], Awaitable[None]]:
+    """A dependency of every closed route: Refusal 401 without a right key."""
+
+    async def check(request: Request) -> None:
+        if not keys.let_in(request.headers):
+            raise Refusal(
+                401,
+                "unauthorised",
+                "API key missing or invalid. Send it as X-API-Key or Authorization: Bearer.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    return check
 
 
 def add_open_routes(app: FastAPI) -> None:
@@ -121,7 +136,7 @@ def add_open_routes(app: FastAPI) -> None:
         return {"status": "ok"}
 
 
-def add_facts(router: APIRouter, env: Environment, keys: KeyCheck, settings: Settings, proxy: Proxy) -> None:
+def add_facts(router: APIRouter, env: Environment, keys: ApiKeys, settings: Settings, proxy: Proxy) -> None:
     """What the app is and which tasks it has."""
     endpoints = proxy.endpoints()
     proxied = {"supports_proxy": bool(endpoints), "endpoints": endpoints}

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import hmac
 import logging
 import os
 import re
@@ -52,6 +51,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
 
+from crafter_pipeline.api_keys import ApiKeys
 from crafter_pipeline.errors import ConfigError, PipelineError, ServiceError
 from train_app.builtin import NoObservation, builtin_models, completion
 from train_app.inference_proxy import MODULE, InferenceProxy
@@ -191,24 +191,14 @@ def make_app(
 
 
 class Guard:
-    """Compares keys in constant time and tells nothing about them."""
+    """Refuses requests without the key."""
 
     def __init__(self, api_key: str | None) -> None:
-        self._key = api_key.encode() if api_key else None
+        self._keys = ApiKeys((api_key,) if api_key else ())
 
     def lets_in(self, request: Request) -> bool:
         """Whether the request carries the key in one of the known headers."""
-        if self._key is None:
-            return True
-        headers = request.headers
-        given = f"{headers.get('x-api-key', '')},{headers.get('x-api-keys', '')}"
-        kind, _, token = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer":
-            given += f",{token}"
-        found = False
-        for candidate in given.split(","):
-            found |= hmac.compare_digest(candidate.strip().encode(), self._key)
-        return found
+        return self._keys.let_in(request.headers)
 
     def require(self, request: Request) -> None:
         """A dependency: 401 without the key."""

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import orjson
 from fastapi import APIRouter, HTTPException
+from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -238,13 +239,13 @@ def _refusal(status: int, code: str, message: str) -> HTTPException:
 
 
 def read_request(raw: bytes) -> JudgeRequest:
-    """The body of a request, else HTTPException 400 or 422: FastAPI's own answer repeats what JSON cannot hold."""
+    """The body of a request, read by a thread: traces are large. HTTPException 400, RequestValidationError."""
     try:
         return JudgeRequest.model_validate(orjson.loads(raw))
     except orjson.JSONDecodeError as e:
         raise _refusal(400, "invalid_json", f"The body is not valid JSON: {e}") from None
     except ValidationError as e:
-        raise HTTPException(422, e.errors(include_url=False, include_context=False, include_input=False)) from None
+        raise RequestValidationError(e.errors()) from None
 
 
 def add_judge_routes(router: APIRouter, desk: JudgeDesk) -> None:

@@ -423,8 +423,6 @@ class CrafterEnvironment:
             "rubric": {"version": "1.0", "criteria_count": 9, "source": "inline", "aggregation": "weighted_sum"}
             | CRITERIA,
             "inference": {
-                "supports_proxy": False,
-                "endpoints": {},
                 "tool": {"name": CRAFTER.tool_name, "parallel_tool_calls": False},
             },
             "limits": {"max_ops": 100_000, "max_time_s": 3600},

@@ -364,8 +364,6 @@ class MathEnvironment:
             "rubric": {"version": "1.0", "criteria_count": 5, "source": "inline", "aggregation": "weighted_sum"}
             | CRITERIA,
             "inference": {
-                "supports_proxy": False,
-                "endpoints": {},
                 "tool": {"name": MATH.tool_name, "parallel_tool_calls": False},
             },
             "limits": {"max_ops": 2 * MAX_ATTEMPTS, "max_time_s": 3600},
