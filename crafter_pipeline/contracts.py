@@ -51,6 +51,12 @@ class Reply:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     latency_ms: float = 0.0
+    prompt_token_ids: tuple[int, ...] | None = None
+    """Of the rendered prompt; None, here and below: the server did not tell."""
+    token_ids: tuple[int, ...] | None = None
+    """Of the answer, as sampled."""
+    logprobs: tuple[float, ...] | None = None
+    """Natural logarithm of each sampled token's probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +164,7 @@ class RecordSpec(Wire):
     trajectories: bool = True
     """False: the answer carries no steps (metrics only)."""
     logprobs: bool = False
+    """Ask the model's server for the probabilities and token ids of its answers; they are kept in the trace."""
     value: bool = False
     return_trace: bool = False
     trace_format: Literal["compact", "full", "structured"] = "compact"

@@ -24,7 +24,7 @@ def answer_again(reply: Reply, *, thoughts: bool, tools: bool) -> Message:
         tools: Whether tools are offered. Without them, and where a call is not in valid OpenAI form (arguments that
             are no JSON, no name), servers refuse the whole prompt: then the calls are told as text, word for word.
     """
-    calls = _valid_calls(reply.tool_calls) if tools else None
+    calls = valid_calls(reply.tool_calls) if tools else None
     content = reply.content
     if calls is None and reply.tool_calls:
         content = "\n".join(text for text in (content, *map(_as_text, reply.tool_calls)) if text)
@@ -45,8 +45,8 @@ def tool_results(answer: Message, text: str) -> list[Message]:
     ]
 
 
-def _valid_calls(calls: Sequence[Mapping[str, Any]]) -> list[Message] | None:
-    """The calls in OpenAI's form; None if one cannot be brought into it."""
+def valid_calls(calls: Sequence[Mapping[str, Any]]) -> list[Message] | None:
+    """The calls in OpenAI's form, arguments as JSON text; None if one cannot be brought into it."""
     valid: list[Message] = []
     for index, call in enumerate(calls):
         function = call.get("function", call)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
 
 from crafter_pipeline.errors import DataError
+
+
+def safe_name(name: str) -> str:
+    """A file's name from any text, such as a run_id with slashes: letters, digits and `._-` stay.
+
+    Where something had to go, a hash of the whole keeps different names different.
+    """
+    kept = re.sub(r"[^A-Za-z0-9._-]+", "_", name)[:150].lstrip(".")
+    return kept if kept == name else f"{kept or '_'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
 def replace_file(path: Path, content: str) -> Path:

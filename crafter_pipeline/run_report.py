@@ -8,13 +8,12 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from crafter_pipeline.contracts import Rollout, Turn
-from crafter_pipeline.dataset.filtering import DatasetManifest, card_path
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation, compare_all
@@ -22,6 +21,7 @@ from crafter_pipeline.files import write_whole
 from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
 from crafter_pipeline.runs import Run, explain
+from crafter_pipeline.thinking import split_thinking
 from crafter_pipeline.traces.reader import read_rollouts, trace_databases
 from crafter_pipeline.traces.records import plain_text
 from crafter_pipeline.training import TrainedModel
@@ -58,7 +58,7 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         stages=[Stage(*s) for s in run.stages],
         evaluations=evaluations,
         comparisons=comparisons,
-        dataset=None if manifest is None else dataset_facts(manifest),
+        dataset=manifest,
         models=[ModelRecord(m.id, m.parent, m.dataset_sha256, {"job_id": m.job_id}) for m in models.values()],
         training={name.removeprefix("submit-"): m.curves for name, m in models.items()},
         warnings=warnings,
@@ -71,17 +71,6 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
 def keep_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write `evaluations/<label>.json` in a run folder."""
     return write_whole(folder / "evaluations" / f"{evaluation.label}.json", json.dumps(evaluation.to_json(), indent=1))
-
-
-def dataset_facts(manifest: DatasetManifest) -> dict[str, Any]:
-    """The manifest as the report reads it: with the filter's funnel and the card."""
-    left, funnel = manifest.rollouts_read, [("read", manifest.rollouts_read)]
-    for rule, removed in manifest.removed.items():
-        left -= removed
-        funnel.append((rule, left))
-    card = card_path(Path(manifest.path))
-    text = card.read_text(encoding="utf-8") if card.exists() else ""
-    return {**asdict(manifest), "traces": [s.path for s in manifest.sources], "funnel": funnel, "card": text}
 
 
 def environment_facts() -> Mapping[str, Any]:
@@ -113,14 +102,15 @@ def _taught(dataset: Path) -> list[Example]:
     try:
         with dataset.open(encoding="utf-8") as lines:
             row = json.loads(next(lines))
-        *before, answer = row["messages"]
+        *before, answer = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
+        content, thinking = split_thinking(answer.get("content") or "", answer.get("reasoning_content") or "")
         facts = row.get("metadata", {})
         return [
             Example(
                 label="teacher",
                 prompt=_as_text(before),
-                thinking=answer.get("reasoning_content") or "",
-                answer=answer.get("content") or "",
+                thinking=thinking,
+                answer=content,
                 note=f"training seed {facts.get('seed')}, turn {facts.get('turn')}",
             )
         ]

@@ -59,6 +59,28 @@ class Settings(BaseSettings):
     math_reward_positive: float = Field(default=1.0, description="Reward of a correct answer")
     math_reward_negative_no_answer: float = Field(default=-0.5, description="Reward of a blank answer")
     math_reward_negative_no_tool: float = Field(default=-1.0, description="Reward of an answer by no or another tool")
+    taskapp_tracing_enabled: bool = Field(
+        default=True, description="Whether the task app stores rollouts; 0: it writes nothing, and plays every request"
+    )
+    taskapp_trace_db_path: str | None = Field(
+        default=None, description="Trace database that the task app writes, where no flag names one"
+    )
+    sqld_db_path: Path | None = Field(
+        default=None, description="The same, or a folder: dbs/default/data in it; wins over TASKAPP_TRACE_DB_PATH"
+    )
+    turso_local_db_url: str | None = Field(
+        default=None, description="The same as sqlite+aiosqlite:///path; wins over SQLD_DB_PATH. Servers are refused"
+    )
+    taskapp_sft_output_dir: Path | None = Field(
+        default=None,
+        validation_alias=AliasChoices("taskapp_sft_output_dir", "sft_output_dir"),
+        description="Folder for a JSONL file of each rollout that the task app stores; else SFT_OUTPUT_DIR",
+    )
+    crafter_trace_db: str | None = Field(
+        default=None,
+        description="What filter, export, traces and eval read where nothing is named: a trace database, a folder, "
+        "a glob or latest. The task app does not write to it",
+    )
     crafter_pipeline_runs: Path = Field(default=Path("runs"), description="Folder of run folders")
     crafter_pipeline_data: Path = Field(default=Path("train_data"), description="Folder of the training backend")
 

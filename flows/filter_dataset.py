@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import flow
 
 from crafter_pipeline.config import FilterConfig
-from crafter_pipeline.dataset.filtering import DatasetManifest
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from tasks.artifacts import publish_dataset_artifact
 from tasks.dataset import filter_traces
 
@@ -15,14 +15,14 @@ from tasks.dataset import filter_traces
 @flow(name="filter-dataset", flow_run_name="filter-{out.name}")
 def filter_dataset(
     config: FilterConfig = FilterConfig(),  # noqa: B008
-    traces: Path = Path("traces/v3"),
-    out: Path = Path("ft_data/train.jsonl"),
+    traces: Path | list[Path] = Path("traces/v3"),
+    out: Path = Path("ft_data/crafter_sft.jsonl"),
 ) -> DatasetManifest:
     """Select turns with DuckDB and write them as JSONL, with manifest and data card beside it.
 
     Args:
         config: Which rollouts and turns become examples; a rule is off until asked for.
-        traces: A trace database, or a folder of them.
+        traces: A trace database, a folder of them, a glob, `latest`, or a list of these.
         out: The JSONL file to write.
     """
     manifest = filter_traces(config, traces, out)

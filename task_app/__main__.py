@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -20,8 +21,9 @@ import crafter_pipeline
 import task_app
 from crafter_pipeline.errors import ConfigError, PipelineError
 from crafter_pipeline.processes import PARENT_VARIABLE, exit_with_parent, listen, url_of
-from crafter_pipeline.settings import LOOPBACK_HOSTS, load_settings
-from crafter_pipeline.traces.store import TraceStore, default_trace_path
+from crafter_pipeline.settings import LOOPBACK_HOSTS, Settings, load_settings
+from crafter_pipeline.traces.location import written_database
+from crafter_pipeline.traces.store import TraceStore
 from task_app.app import make_app
 from task_app.environments import environment_of
 from task_app.server import allow_open_files, server_config, spare_collector
@@ -53,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0: any free one (default {DEFAULT_PORT})")
     parser.add_argument("--fd", type=int, help="a listening socket that was handed over; wins over host and port")
     parser.add_argument("--trace", type=Path, metavar="DIR", help=f"folder of trace DBs (default {DEFAULT_TRACE_DIR})")
-    parser.add_argument("--trace-db", type=Path, metavar="FILE", help="trace DB to write (default: a new one in DIR)")
+    parser.add_argument("--trace-db", metavar="FILE", help="trace DB to write (default: a new one in DIR)")
     parser.add_argument("--reload", action="store_true", help="restart when code changes")
     parser.add_argument("--env-file", type=Path, metavar="F", help="variables for what is unset (default .env)")
     return parser
@@ -62,7 +64,9 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> int:
     environment_of(options.app)
     env_file = _existing(options.env_file)
-    has_key = bool(load_settings(env_file).task_app_keys())
+    settings = load_settings(env_file)
+    has_key = bool(settings.task_app_keys())
+    trace_db, trace_dir = _traces(options, settings)
     if options.fd is None:
         _refuse_open_bind(options.host, has_key)
         sock = listen(options.host, options.port)
@@ -74,17 +78,17 @@ def _serve(options: argparse.Namespace) -> int:
         _refuse_open_bind(str(sock.getsockname()[0]), has_key)
     with sock:
         exit_with_parent()
-        trace_db = options.trace_db
-        if trace_db is None:
-            trace_db = default_trace_path(options.trace or DEFAULT_TRACE_DIR)
-        trace_dir = options.trace or trace_db.parent
-        arguments = {"app": options.app, "trace_db": str(trace_db), "trace_dir": str(trace_dir)}
+        arguments = {"app": options.app, "trace_db": trace_db, "trace_dir": trace_dir}
         if options.reload:
-            TraceStore(trace_db).close()  # what is wrong is said now, not by a child that is started again and again
+            if trace_db is not None:
+                TraceStore(trace_db).close()  # what is wrong is said now, not by children, again and again
         else:
             app = _make(arguments, env_file)
         said = "asks for ENVIRONMENT_API_KEY" if has_key else "asks for no key (loopback only)"
-        print(f"Task app {options.app} on {url_of(sock)}, traces in {trace_db}, {said}.", flush=True)
+        traced = f"traces in {trace_db}" if trace_db else "no traces (TASKAPP_TRACING_ENABLED is off)"
+        if trace_db and settings.taskapp_sft_output_dir:
+            traced += f", side files in {settings.taskapp_sft_output_dir}"
+        print(f"Task app {options.app} on {url_of(sock)}, {traced}, {said}.", flush=True)
         allow_open_files()
         if options.reload:
             os.environ[_RELOAD_VARIABLE] = json.dumps(arguments | {"env_file": str(env_file) if env_file else None})
@@ -95,6 +99,15 @@ def _serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def _traces(options: argparse.Namespace, settings: Settings) -> tuple[str | None, str | None]:
+    """(database to write, folder of the ledger); None, None: nothing is written. A flag asks for traces, whatever the
+    variables say."""
+    if not settings.taskapp_tracing_enabled and options.trace is None and options.trace_db is None:
+        return None, None
+    trace_db = written_database(options.trace_db, options.trace, settings, DEFAULT_TRACE_DIR)
+    return str(trace_db), str(options.trace or trace_db.parent)
+
+
 def _serve_reloading(sock: socket.socket) -> None:
     """Serve in a child, and in a new one whenever a file of our packages changes."""
     folders = [path for package in (task_app, crafter_pipeline) for path in package.__path__]
@@ -103,12 +116,14 @@ def _serve_reloading(sock: socket.socket) -> None:
     ChangeReload(config, target=uvicorn.Server(config).run, sockets=[sock]).run()
 
 
-def _make(arguments: dict[str, str], env_file: Path | None) -> FastAPI:
+def _make(arguments: dict[str, Any], env_file: Path | None) -> FastAPI:
     settings = load_settings(env_file)
+    trace_db, trace_dir = arguments["trace_db"], arguments["trace_dir"]
     return make_app(
         arguments["app"],
-        trace_db=Path(arguments["trace_db"]),
-        trace_dir=Path(arguments["trace_dir"]),
+        trace_db=Path(trace_db) if trace_db else None,
+        trace_dir=Path(trace_dir) if trace_dir else None,
+        side_files=settings.taskapp_sft_output_dir,
         api_keys=settings.task_app_keys(),
         settings=settings,
     )

@@ -55,6 +55,7 @@ def make_app(
     *,
     trace_db: Path | None = None,
     trace_dir: Path | None = None,
+    side_files: Path | None = None,
     api_keys: Sequence[str] = (),
     chat: ChatClient | None = None,
     vendor_http: httpx.AsyncClient | None = None,
@@ -67,6 +68,7 @@ def make_app(
         trace_db: File to write rollouts to; default: a new file in `trace_dir`. DataError if it cannot be written.
         trace_dir: Folder whose databases are the ledger; default: the folder of `trace_db`. Both None: nothing is
             stored, and every request is played.
+        side_files: Folder for a JSONL file of each rollout that is stored; None: none are written.
         api_keys: Keys that open; none: open. (Whoever binds a socket refuses to be open beyond loopback.)
         chat: Client for the models; default: one of its own, closed with the app.
         vendor_http: For tests: how the proxy reaches its vendors.
@@ -80,7 +82,7 @@ def make_app(
     settings = settings if settings is not None else load_settings()
     client = chat if chat is not None else ChatClient(settings)
     live = LiveEnvironments(env)
-    desk = RolloutDesk(client, live, store, trace_dir)
+    desk = RolloutDesk(client, live, store, trace_dir, side_files)
     proxy = Proxy(settings, vendor_http)
 
     @asynccontextmanager

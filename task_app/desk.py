@@ -6,11 +6,10 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import orjson
 
@@ -19,6 +18,7 @@ from crafter_pipeline.contracts import RolloutRequest
 from crafter_pipeline.errors import FieldError, ModelError
 from crafter_pipeline.traces.ledger import find_stored, forget
 from crafter_pipeline.traces.records import iso
+from crafter_pipeline.traces.sidefiles import try_side_file
 from crafter_pipeline.traces.store import TraceStore
 from task_app.live import LiveEnvironments
 from task_app.plan import Plan, plan_rollout
@@ -26,7 +26,6 @@ from task_app.requests import Refusal
 from task_app.rollout import Played, Progress, answer_of, play
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 REMEMBERED = 10_000
 """Rollouts whose end is told by `status` without asking the ledger."""
@@ -46,17 +45,23 @@ class _Run:
 class RolloutDesk:
     """Answers rollout requests, each run_id once: from the ledger, from a play under way, or by playing.
 
-    Everything runs on the event loop except SQLite, which has one writer thread.
+    Everything runs on the event loop except what touches the disk: the store has a writer thread, side files another.
 
     Args:
         chat: Client for the models.
         live: The environments that a request may name by `env.env_id`.
         store: Where finished rollouts are written; None: nowhere, and every request is played.
         folder: Whose databases are the ledger; default: the folder of `store`.
+        side_files: Folder for a JSONL file of each rollout that is stored; None: none are written.
     """
 
     def __init__(
-        self, chat: ChatClient, live: LiveEnvironments, store: TraceStore | None, folder: Path | None = None
+        self,
+        chat: ChatClient,
+        live: LiveEnvironments,
+        store: TraceStore | None,
+        folder: Path | None = None,
+        side_files: Path | None = None,
     ) -> None:
         self._environment = live.environment
         self._chat, self._live, self._store = chat, live, store
@@ -64,7 +69,8 @@ class RolloutDesk:
         self._runs: dict[str, _Run] = {}
         self._ended: OrderedDict[str, dict[str, Any]] = OrderedDict()
         self._rounds = asyncio.Semaphore(AT_ONCE)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="trace-writer")
+        self._side_files = side_files
+        self._side_writer = ThreadPoolExecutor(1, thread_name_prefix="side-files")
 
     async def answer(self, request: RolloutRequest) -> bytes:
         """The answer to a request. FieldError if it cannot be played, Refusal 409 if its run_id is known for another
@@ -108,11 +114,11 @@ class RolloutDesk:
         """End the plays under way and close the trace database."""
         for run in list(self._runs.values()):
             run.task.cancel()
-        await asyncio.to_thread(self._writer.shutdown)
+        await asyncio.to_thread(self._side_writer.shutdown)
         if self._store is not None:
             if self._folder is not None:
                 forget(self._folder)
-            self._store.close()
+            await asyncio.to_thread(self._store.close)
 
     async def _find_or_play(self, plan: Plan, progress: Progress) -> bytes:
         run_id = plan.request.run_id
@@ -132,15 +138,18 @@ class RolloutDesk:
             if not isinstance(e, ModelError):
                 log.exception("Rollout %s broke", run_id)
             if store is not None:
-                await self._write(store.add_attempt, run_id, f"{type(e).__name__}: {e}", progress.started_at)
+                why = f"{type(e).__name__}: {e}"
+                await asyncio.wrap_future(store.submit_attempt(run_id, why, progress.started_at))
             raise
         if store is not None:
             rollout = played.rollout
             if rollout.turns:
-                await self._write(store.add, rollout, answer, plan.digest)
+                await asyncio.wrap_future(store.submit(rollout, answer, plan.digest))
+                if self._side_files is not None:  # nobody waits for it: a slow disk must not hold up the answer
+                    self._side_writer.submit(try_side_file, rollout, self._side_files)
             else:  # nothing that a finished rollout would have
                 why = f"{rollout.stop_reason} before the first answer"
-                await self._write(store.add_attempt, run_id, why, progress.started_at)
+                await asyncio.wrap_future(store.submit_attempt(run_id, why, progress.started_at))
         return answer
 
     async def _play(self, plan: Plan, progress: Progress) -> tuple[Plan, Played]:
@@ -194,9 +203,6 @@ class RolloutDesk:
             return found.answer, found.request_digest
         answer = None if self._store is None else self._store.answer(run_id)  # its name need not end in .db
         return None if answer is None else (answer, "")
-
-    async def _write(self, function: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, function, *arguments)
 
 
 def _told(run_id: str, state: str, progress: Progress) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 
+from crafter_pipeline.clients.chat import tells_logprobs
 from crafter_pipeline.contracts import RolloutRequest
 from crafter_pipeline.errors import FieldError, suggest
 from crafter_pipeline.rewards import StepRewards, read_step_rewards
@@ -169,6 +170,7 @@ def _digest(request: RolloutRequest) -> str:
         request.ops,
         request.safety.model_dump(),
         (record.trajectories, record.return_trace, record.trace_format if record.return_trace else None),
+        *(["logprobs"] if record.logprobs else []),  # so that digests of requests without are what they were
     )
     try:
         text = orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
@@ -213,8 +215,8 @@ def _not_applied(request: RolloutRequest, policy: Policy, environment: Environme
         for key in extra or ():
             yield parent + key, _UNKNOWN
     yield from _env_not_applied(env.config, config, environment, live=env.env_id is not None)
-    if request.record.logprobs:
-        yield "record.logprobs", "the task app does not sample; an inference gateway keeps the probabilities"
+    if request.record.logprobs and not tells_logprobs(policy.inference_url, policy.model):
+        yield "record.logprobs", f"{policy.provider_name} does not tell them for {policy.model}"
     if request.record.value:
         yield "record.value", "there is no value model"
     for key, value in config.items():

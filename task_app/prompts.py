@@ -27,9 +27,11 @@ _DONE = "done"
 
 
 class Prompter:
-    """Makes the chat requests of one episode."""
+    """Makes the chat requests of one episode. `logprobs`: ask for those, and for token ids, with each answer."""
 
-    def __init__(self, policy: Policy, run_id: str, system: str, tools: tuple[dict[str, Any], ...]) -> None:
+    def __init__(
+        self, policy: Policy, run_id: str, system: str, tools: tuple[dict[str, Any], ...], *, logprobs: bool = False
+    ) -> None:
         if policy.system_hint:
             system = f"{system}\n\n{policy.system_hint}"
         self._policy = policy
@@ -51,6 +53,8 @@ class Prompter:
             self._fields["reasoning_effort"] = policy.reasoning_effort
         if policy.template_options:
             self._fields["chat_template_kwargs"] = policy.template_options
+        if logprobs:
+            self._fields |= {"logprobs": True, "return_token_ids": True}
         if tools:
             named = {"type": "function", "function": {"name": tools[0]["function"]["name"]}}
             self._fields["tools"] = list(tools)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +38,8 @@ class Played:
     shaper: Shaper | None
     details: dict[str, Any]
     """The environment's own facts of the result."""
+    not_applied: Mapping[str, str]
+    """The plan's, and what showed itself in the play."""
 
 
 @dataclass(slots=True)
@@ -74,7 +77,8 @@ async def play(
     request, policy, environment = plan.request, plan.policy, plan.environment
     course = _Course(plan, episode, progress if progress is not None else Progress())
     tools = environment.tools(policy)
-    prompter = Prompter(policy, request.run_id, environment.system_prompt(policy, plan.setup), tools)
+    system = environment.system_prompt(policy, plan.setup)
+    prompter = Prompter(policy, request.run_id, system, tools, logprobs=request.record.logprobs)
     try:
         async with asyncio.timeout(request.safety.max_time_s) as course.progress.limit:
             await asyncio.sleep(0)  # lets max_time_s = 0 strike, and siblings start
@@ -83,6 +87,7 @@ async def play(
         stop = StopReason.ABORTED if course.progress.aborted else StopReason.TIME_LIMIT
     finally:
         course.progress.limit = None
+    not_applied = {**_not_told(plan, course.turns), **plan.not_applied}
     rollout = Rollout(
         run_id=request.run_id,
         environment=environment.info.name,
@@ -97,12 +102,20 @@ async def play(
         stop_reason=stop,
         created_at=course.progress.started_at,
         tools=tools,
-        metadata=_metadata(plan),
+        metadata=_metadata(plan, not_applied),
     )
-    return Played(rollout, course.observation, course.shaper, course.episode.details)
+    return Played(rollout, course.observation, course.shaper, course.episode.details, not_applied)
 
 
-def _metadata(plan: Plan) -> dict[str, Any]:
+def _not_told(plan: Plan, turns: Sequence[Turn]) -> dict[str, str]:
+    """What was asked of the model's server in vain."""
+    without = sum(turn.reply.logprobs is None for turn in turns)
+    if not plan.request.record.logprobs or not without:
+        return {}
+    return {"record.logprobs": f"the model's server did not tell them in {without} of {len(turns)} answers"}
+
+
+def _metadata(plan: Plan, not_applied: Mapping[str, str]) -> dict[str, Any]:
     """What a trace keeps of the request beside the rollout itself."""
     request = plan.request
     env = request.env
@@ -118,7 +131,7 @@ def _metadata(plan: Plan) -> dict[str, Any]:
         "env_id": env.env_id,
         "policy_id": request.policy.policy_id,
         "setup": plan.setup.record(),
-        "not_applied": dict(plan.not_applied),
+        "not_applied": dict(not_applied),
         "trace_correlation_id": plan.correlation_id,
     }
     return metadata | {key: value for key, value in optional.items() if value}
@@ -264,8 +277,8 @@ def answer_of(plan: Plan, played: Played) -> bytes:
     details |= played.details
     if setup := plan.setup.record():
         details["setup"] = setup
-    if plan.not_applied:
-        details["not_applied"] = plan.not_applied
+    if played.not_applied:
+        details["not_applied"] = played.not_applied
     if shaper is not None:
         details["stepwise"] = shaper.summary()
     pipeline_metadata = {"inference_url": url}

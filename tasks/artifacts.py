@@ -8,10 +8,10 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from crafter_pipeline.dataset.filtering import DatasetManifest
+from crafter_pipeline.dataset.card import card_markdown, funnel_rows
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.evaluation import Evaluation
-from crafter_pipeline.report import RunReport, dataset_markdown, evaluation_markdown, run_markdown
-from crafter_pipeline.run_report import dataset_facts
+from crafter_pipeline.report import RunReport, evaluation_markdown, run_markdown
 from crafter_pipeline.training import TrainedModel
 from crafter_pipeline.validation import ValidationReport
 
@@ -33,10 +33,10 @@ def publish_evaluation_artifact(evaluation: Evaluation) -> None:
 
 @task(retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def publish_dataset_artifact(manifest: DatasetManifest) -> None:
-    """The dataset's facts, funnel and card."""
-    create_markdown_artifact(
-        dataset_markdown(dataset_facts(manifest)), key="dataset", description=f"{manifest.rows:,} training examples"
-    )
+    """The dataset's card, and a table of what each rule removed."""
+    described = f"{manifest.rows:,} training examples"
+    create_table_artifact(funnel_rows(manifest), key="dataset-funnel", description=described)
+    create_markdown_artifact(card_markdown(manifest, plot=True), key="dataset", description=described)
 
 
 @task(retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)

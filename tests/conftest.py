@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import pytest
+
+from crafter_pipeline.config import FilterConfig
+from crafter_pipeline.dataset.manifest import DatasetManifest, Histogram, RuleCount, Source, SplitFile
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
@@ -18,3 +23,52 @@ def prefect_server() -> Iterator[None]:
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def make_manifest() -> Callable[..., DatasetManifest]:
+    """`make_manifest(rows=5)`: the manifest of a small dataset, but for what the test names."""
+
+    def make(**changes: Any) -> DatasetManifest:
+        manifest = DatasetManifest(
+            path="ft_data/train.jsonl",
+            form="chat",
+            sha256="ab" * 32,
+            bytes=51_200,
+            rows=64,
+            rollouts=7,
+            turns=80,
+            tokens=4_900,
+            tokenizer="crafter-tiny",
+            splits={
+                "train": SplitFile("ft_data/train.jsonl", "ab" * 32, 51_200, 64, 6, 4_900, 6),
+                "test": SplitFile("ft_data/train.test.jsonl", "cd" * 32, 6_400, 8, 1, 610, 1),
+            },
+            mean_reward=2.5,
+            achievements={"collect_wood": 7, "place_table": 3, "eat_cow": 1},
+            unlocks={"collect_wood": 7, "place_table": 3, "eat_cow": 1},
+            goals={"collect_wood": 20, "place_table": 24, "eat_cow": 8, "none": 20},
+            models={"crafter-expert": 72},
+            providers={"custom": 72},
+            environments={"crafter": 72},
+            labels={},
+            seeds={"count": 7, "min": 0, "max": 9, "ranges": [[0, 5], [9, 9]]},
+            rewards=Histogram("episode return", (1.0, 2.0, 3.0, 4.0, 5.0), (2, 1, 3, 1)),
+            lengths=Histogram("tokens", (60.0, 66.5, 73.0, 79.5), (12, 40, 20)),
+            rollouts_read=12,
+            rules=(
+                RuleCount("models", "rollouts", 3, 9),
+                RuleCount("min_reward", "rollouts", 2, 7),
+                RuleCount("turns.drop_noops", "turns", 8, 72),
+            ),
+            duplicates=4,
+            parse_failures=0,
+            skipped=(),
+            skipped_count=0,
+            beyond_context=(),
+            filter=FilterConfig(models=("crafter-expert",), min_reward=1.0).model_dump(mode="json"),
+            sources=(Source("traces/v3/task_app_traces_2026-11-21_10-00-00.db", "ef" * 32, 400_000, 12),),
+        )
+        return replace(manifest, **changes)
+
+    return make

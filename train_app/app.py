@@ -415,14 +415,17 @@ def store_dataset(source: BinaryIO, output: BinaryIO) -> tuple[int, int, str]:
 
 
 def check_row(number: int, line: bytes) -> None:
-    """One training example: an object with `messages`, the last of them the assistant's. ValueError names the line."""
+    """One training example: an object with `messages`, or with `prompt` and `completion` as lists of messages, the last
+    of them the assistant's. ValueError names the line."""
     try:
         row = orjson.loads(line)
     except orjson.JSONDecodeError as e:
         raise ValueError(f"line {number}: not valid JSON: {e}") from None
     messages = row.get("messages") if isinstance(row, dict) else None
+    if messages is None and isinstance(row, dict) and isinstance(row.get("prompt"), list):
+        messages = [*row["prompt"], *(row["completion"] if isinstance(row.get("completion"), list) else ())]
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"line {number}: needs a non-empty list `messages`")
+        raise ValueError(f"line {number}: needs a non-empty list `messages`, or lists `prompt` and `completion`")
     for i, message in enumerate(messages):
         where = f"line {number}: messages[{i}]"
         if not isinstance(message, dict):

@@ -18,16 +18,12 @@ from typing import Any, Protocol
 import orjson
 
 from crafter_pipeline.environments import CRAFTER, MATH, EnvironmentInfo
-from crafter_pipeline.expert import ACTIONS, Decision, Expert, View, parse
-from crafter_pipeline.mathematics import solve
+from crafter_pipeline.expert import ACTIONS, Decision, parse
+from crafter_pipeline.scripted import CrafterPlayer, MathPlayer, NoObservation, last_text, reply_of, text_of, view_of
 
 CONVERSATIONS = 4096
 IDLE_SECONDS = 1800.0
 RANDOM_NUMBERS = 200
-
-
-class NoObservation(ValueError):
-    """The request holds nothing to act on; the text says what is missing."""
 
 
 class Model(Protocol):
@@ -43,9 +39,7 @@ class Model(Protocol):
 @dataclass(slots=True)
 class _Conversation:
     used_at: float
-    expert: Expert = field(default_factory=Expert)
-    view: View | None = None
-    decision: Decision | None = None
+    player: CrafterPlayer = field(default_factory=CrafterPlayer)
 
 
 class ExpertModel:
@@ -74,17 +68,9 @@ class ExpertModel:
 
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """The expert's action and its reason. NoObservation when the messages hold none."""
-        view = _view(body)
-        key = conversation_of(body)
+        view = view_of(_messages(body))
         with self._lock:  # the expert is plain Python: threads would gain nothing
-            talk = self._conversation(key)
-            if talk.decision is not None and talk.view is not None and view.step == talk.view.step:
-                if view == talk.view:
-                    return talk.decision  # sent again
-                talk.expert = Expert()  # another world under the same name
-            decision = talk.expert.act(view)
-            talk.view, talk.decision = view, decision
-            return decision
+            return self._conversation(conversation_of(body)).player.act(view)
 
     def _conversation(self, key: str) -> _Conversation:
         now = self._clock()
@@ -109,7 +95,7 @@ class RandomModel:
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """An action; equal conversations get equal ones."""
         try:
-            turn = parse(_last_user_text(body)).step
+            turn = parse(last_text(_messages(body))).step
         except ValueError:  # another client's observations: count its turns
             turn = sum(m.get("role") == "assistant" for m in _messages(body))
         return Decision(ACTIONS[_drawn(body, turn, len(ACTIONS))], "")
@@ -122,11 +108,7 @@ class MathExpertModel:
 
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """The solution."""
-        try:
-            solution = solve(_last_user_text(body))
-        except ValueError as e:
-            raise NoObservation(str(e)) from e
-        return Decision(solution.answer, solution.working)
+        return MathPlayer().decide(_messages(body))
 
 
 class MathRandomModel:
@@ -161,7 +143,7 @@ def conversation_of(body: Mapping[str, Any]) -> str:
     if isinstance(user, str) and user:
         return user
     first = next((m for m in _messages(body) if m.get("role") == "user"), {})
-    return hashlib.blake2b(_text(first.get("content")).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(text_of(first.get("content")).encode(), digest_size=16).hexdigest()
 
 
 def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
@@ -170,26 +152,21 @@ def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
     NoObservation when the messages hold nothing to act on.
     """
     decision = model.decide(body)
-    message: dict[str, Any] = {"role": "assistant", "content": decision.action}
-    if decision.thought:
-        message["reasoning_content"] = decision.thought
-    finish = "stop"
-    if body.get("tools") and body.get("tool_choice") != "none":
-        arguments = orjson.dumps(model.info.tool_arguments((decision.action,))).decode()
-        call = {
-            "id": f"call_{secrets.token_hex(8)}",
-            "type": "function",
-            "function": {"name": model.info.tool_name, "arguments": arguments},
-        }
-        message["content"], message["tool_calls"], finish = "", [call], "tool_calls"
-    prompt_tokens = sum(len(_text(m.get("content"))) for m in _messages(body)) // 4
+    by_tool = bool(body.get("tools")) and body.get("tool_choice") != "none"
+    reply = reply_of(decision, model.info, by_tool=by_tool, call_id=f"call_{secrets.token_hex(8)}")
+    message: dict[str, Any] = {"role": "assistant", "content": reply.content}
+    if reply.thinking:
+        message["reasoning_content"] = reply.thinking
+    if reply.tool_calls:
+        message["tool_calls"] = list(reply.tool_calls)
+    prompt_tokens = sum(len(text_of(m.get("content"))) for m in _messages(body)) // 4
     answer_tokens = 1 + len(decision.thought.split())
     answer = {
         "id": f"chatcmpl-{secrets.token_hex(8)}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": name,
-        "choices": [{"index": 0, "message": message, "finish_reason": finish, "logprobs": None}],
+        "choices": [{"index": 0, "message": message, "finish_reason": reply.finish_reason, "logprobs": None}],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": answer_tokens,
@@ -199,13 +176,6 @@ def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
     return orjson.dumps(answer)
 
 
-def _view(body: Mapping[str, Any]) -> View:
-    try:
-        return parse(_last_user_text(body))
-    except ValueError as e:
-        raise NoObservation(str(e)) from e
-
-
 def _messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
@@ -213,20 +183,3 @@ def _messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
             "`messages` is missing: a list of {role, content} whose last user message is an observation."
         )
     return messages
-
-
-def _last_user_text(body: Mapping[str, Any]) -> str:
-    """The last message that is not the assistant's: an observation, also as a tool's answer."""
-    for message in reversed(_messages(body)):
-        if message.get("role") in ("user", "tool"):
-            return _text(message.get("content"))
-    raise NoObservation("There is no user message, so there is no observation to act on.")
-
-
-def _text(content: Any) -> str:
-    """A message's text; of content parts the text parts."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        return "\n".join(str(p.get("text") or "") for p in content if isinstance(p, dict) and p.get("type") == "text")
-    return ""

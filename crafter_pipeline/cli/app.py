@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from crafter_pipeline import __version__
+from crafter_pipeline.cli.dataset import dataset, export, filter_
 from crafter_pipeline.cli.task_app import task_app as task_app_commands
 from crafter_pipeline.cli.traces import traces
 from crafter_pipeline.errors import ConfigError, PipelineError
@@ -29,6 +31,9 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command(traces)
+app.command(dataset)
+app.command(export)
+app.command(filter_, name="filter")
 app.command(task_app_commands)
 
 
@@ -40,7 +45,7 @@ def serve(
     host: str = "127.0.0.1",
     port: Port = 8001,
     trace: Path | None = None,
-    trace_db: Path | None = None,
+    trace_db: str | None = None,
     reload: Annotated[bool, Parameter(negative="")] = False,
     env_file: Path | None = None,
 ) -> int:
@@ -181,6 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PipelineError as e:
         print(f"crafter-pipeline: {e}", file=sys.stderr)
         return e.exit_code
+    except BrokenPipeError:  # `… | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("crafter-pipeline: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -1,4 +1,4 @@
-"""What `run` shows while it runs, and at the end."""
+"""What a long command shows while it runs, and `run` at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from crafter_pipeline.progress import Progress, in_words
+from crafter_pipeline.progress import Progress, in_words, report_to
 from crafter_pipeline.report import RunReport, summary_rows, verdict
 from crafter_pipeline.report.text import duration, interval, signed
 from crafter_pipeline.runs import Run
@@ -31,6 +31,24 @@ def display(run: Run, *, to_stderr: bool = False) -> Iterator[Progress]:
     if not console.is_terminal:
         yield PlainDisplay(console)
         return
+    with _bars(console) as bars:
+        yield BarDisplay(bars)
+
+
+@contextmanager
+def stage_bar(console: Console, name: str) -> Iterator[None]:
+    """A bar for the only stage of a command, gone at its end; nothing where there is no terminal."""
+    if not console.is_terminal:
+        yield
+        return
+    with _bars(console, transient=True) as bars:
+        listener = BarDisplay(bars)
+        listener.stage(name, "started")
+        with report_to(listener):
+            yield
+
+
+def _bars(console: Console, *, transient: bool = False) -> Bars:
     columns = (
         TextColumn("{task.description:<18}"),
         BarColumn(bar_width=24),
@@ -38,8 +56,7 @@ def display(run: Run, *, to_stderr: bool = False) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[facts]}"),
     )
-    with Bars(*columns, console=console, redirect_stdout=True, redirect_stderr=True) as bars:
-        yield BarDisplay(bars)
+    return Bars(*columns, console=console, transient=transient, redirect_stdout=True, redirect_stderr=True)
 
 
 def _step(step: int, total: int, values: Mapping[str, float]) -> str:

@@ -82,7 +82,7 @@ def duckdb_sqlite() -> list[Check]:
     """DuckDB can attach trace databases, without a download."""
     import duckdb
 
-    from crafter_pipeline.dataset.duck import extension_file
+    from crafter_pipeline.traces.duck import extension_file
 
     with duckdb.connect() as connection:
         connection.load_extension(str(extension_file()))

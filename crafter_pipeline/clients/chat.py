@@ -56,13 +56,17 @@ class ChatRequest(TypedDict, total=False):
     parallel_tool_calls: bool
     reasoning_effort: str
     response_format: dict[str, Any]
+    logprobs: bool
+    """Left out where it is known to be refused, see `tells_logprobs`."""
     chat_template_kwargs: dict[str, Any]
-    """Of vLLM, SGLang and our own servers; left out for hosts that are known to refuse it."""
+    """Of vLLM, SGLang and our own servers, as is `return_token_ids`; left out for hosts that are known to refuse it."""
+    return_token_ids: bool
 
 
 STANDARD_FIELDS = frozenset(ChatRequest.__annotations__)
-_STRICT_HOSTS = frozenset({"api.openai.com", "api.groq.com"})  # these refuse `chat_template_kwargs`
-_RENAMED_AT_OPENAI = ("gpt-5", "o1", "o3", "o4")  # these refuse `max_tokens`
+_VENDOR_FIELDS = frozenset({"chat_template_kwargs", "return_token_ids"})
+_REFUSED = {"api.openai.com": _VENDOR_FIELDS, "api.groq.com": _VENDOR_FIELDS | {"logprobs"}}
+_REASONING_AT_OPENAI = ("gpt-5", "o1", "o3", "o4")  # these refuse `max_tokens` and `logprobs`
 
 
 PROVIDER_URLS = {"groq": "https://api.groq.com/openai/v1", "openai": "https://api.openai.com/v1"}
@@ -79,6 +83,14 @@ def chat_url(base: str) -> str:
     if not path.endswith("/chat/completions"):
         path += "/chat/completions" if path.endswith("/v1") else "/v1/chat/completions"
     return urlunsplit((parts.scheme, parts.netloc, path, parts.query, ""))
+
+
+def tells_logprobs(base: str, model: str) -> bool:
+    """False where a request for logprobs is known to be refused; others may still not tell them."""
+    host = (urlsplit(base).hostname or "").lower()
+    return "logprobs" not in _REFUSED.get(host, ()) and not (
+        host == "api.openai.com" and model.startswith(_REASONING_AT_OPENAI)
+    )
 
 
 def shown_url(url: str) -> str:
@@ -275,8 +287,8 @@ class _Host:
         if key is not None:
             fields.append((b"authorization", b"Bearer " + key.encode()))
         self.headers = httpx.Headers(fields, encoding="utf-8")
-        self._fields = STANDARD_FIELDS - {"chat_template_kwargs"} if target.name in _STRICT_HOSTS else STANDARD_FIELDS
-        self._renames = target.name == "api.openai.com"
+        self._fields = STANDARD_FIELDS - _REFUSED.get(target.name, frozenset())
+        self._is_openai = target.name == "api.openai.com"
         self._most = most
         self._places = anyio.CapacityLimiter(most)
         self._good_answers = 0
@@ -286,9 +298,11 @@ class _Host:
         """The body of a request."""
         fields = self._fields
         body = payload if payload.keys() <= fields else {k: payload[k] for k in payload if k in fields}
-        if self._renames and str(body.get("model", "")).startswith(_RENAMED_AT_OPENAI) and "max_tokens" in body:
-            body = {"max_completion_tokens": body["max_tokens"], **body}
-            del body["max_tokens"]
+        if self._is_openai and str(body.get("model", "")).startswith(_REASONING_AT_OPENAI):
+            body = dict(body)
+            body.pop("logprobs", None)
+            if (most := body.pop("max_tokens", None)) is not None:
+                body.setdefault("max_completion_tokens", most)
         return orjson.dumps(body)
 
     async def enter(self, call: object) -> None:
@@ -421,7 +435,25 @@ def _read(content: bytes, latency_ms: float, target: _Target) -> Reply:
         prompt_tokens=_count(usage.get("prompt_tokens")),
         completion_tokens=_count(usage.get("completion_tokens")),
         latency_ms=latency_ms,
+        prompt_token_ids=_token_ids(answer.get("prompt_token_ids")),
+        token_ids=_token_ids(choice.get("token_ids")),
+        logprobs=_logprobs(choice.get("logprobs")),
     )
+
+
+def _token_ids(told: Any) -> tuple[int, ...] | None:
+    """vLLM's lists of token ids; None for what is none."""
+    return tuple(told) if isinstance(told, list) and all(type(n) is int for n in told) else None
+
+
+def _logprobs(told: Any) -> tuple[float, ...] | None:
+    """OpenAI's `logprobs.content[].logprob`; None where it is missing for any token."""
+    content = told.get("content") if isinstance(told, dict) else None
+    if not isinstance(content, list):
+        return None
+    values = [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    numbers = [float(n) for n in values if isinstance(n, int | float)]
+    return tuple(numbers) if len(numbers) == len(values) else None
 
 
 def _count(value: Any) -> int:

@@ -1,94 +1,112 @@
--- select_rollouts.sql: every rollout of the attached trace databases, its facts, and the first rule that removes it.
+-- select_rollouts.sql: the first rule that removes each rollout, as the table `rollouts`.
 --
--- Reads the views of duck.attach (all columns text, `source` = position of the database).
--- Parameters; NULL turns a rule off:
---   $model VARCHAR, $environment VARCHAR, $min_reward DOUBLE, $max_reward DOUBLE (episode return, inclusive),
---   $min_achievements INTEGER, $require_achievements VARCHAR[], $max_rollouts INTEGER (best return first)
--- Gives: source, session_id, seed, environment, model, provider, reward, achievements, tools, turns, removed_by
---   (NULL: kept). One row per rollout, ordered by seed, session_id, source.
--- A new rule: a WHEN line at its place in the funnel, a field in FilterConfig, a row in the test.
-WITH calls AS (
-    SELECT source, session_id, model_name, provider, count(*) AS n
-    FROM events
-    WHERE event_type = 'cais'
-    GROUP BY ALL
+-- Reads `facts` (select_facts.sql) and the view event_rewards of duck.attach.
+-- Parameters; NULL turns a rule off, bounds are inclusive:
+--   $models, $providers, $environments, $splits, $task_ids, $require_achievements, $exclude_achievements VARCHAR[],
+--   $min_reward, $max_reward DOUBLE (episode return), $min_unique, $max_unique INTEGER,
+--   $event_rewards, $min_judge_scores, $max_judge_scores VARCHAR (JSON, name -> number),
+--   $min_created_at, $max_created_at TIMESTAMP (UTC), $shuffle_seed INTEGER (NULL: by time), $offset, $limit INTEGER,
+--   $dev_seeds, $gate_seeds, $held_out_seeds BIGINT (where each suite of worlds begins)
+-- Gives one row per rollout: its facts, `place` (order of the dataset), removed_by (NULL: kept).
+--   Ordered by place: the order drawn if they are shuffled, else seed, session_id, source.
+-- A new rule: a WHEN line at its place in the funnel, a field in FilterConfig, a name in selection.SESSION_RULES, a row
+-- in the test.
+CREATE OR REPLACE TEMP TABLE rollouts AS
+WITH asked AS (
+    SELECT a.key AS reward_type, a.value AS least
+    FROM (SELECT unnest(map_entries($event_rewards::VARCHAR::JSON::MAP(VARCHAR, DOUBLE))) AS a)
 ),
-dominant AS (  -- the model that answered most often; ties by name
-    SELECT source, session_id, model_name AS model, provider, sum(n) OVER (PARTITION BY source, session_id) AS turns
-    FROM calls
-    QUALIFY row_number() OVER (PARTITION BY source, session_id ORDER BY n DESC, model_name, provider) = 1
-),
-outcome AS (
-    SELECT source, session_id, TRY_CAST(total_reward AS DOUBLE) AS reward, reward_metadata
-    FROM outcome_rewards
-    QUALIFY row_number() OVER (PARTITION BY source, session_id ORDER BY TRY_CAST(id AS BIGINT)) = 1
-),
-unlocked AS (
-    SELECT source, session_id, annotation FROM event_rewards WHERE reward_type = 'unique_achievement_delta'
-),
-names AS (  -- both spellings that writers use, wherever they put them
-    SELECT source, session_id, unnest(json_names(reward_metadata, '$.achievements')) AS name FROM outcome
-    UNION ALL
-    SELECT source, session_id, unnest(json_names(reward_metadata, '$.final_achievements')) FROM outcome
-    UNION ALL
-    SELECT source, session_id, unnest(json_names(metadata, '$.final_achievements')) FROM session_traces
-    UNION ALL
-    SELECT source, session_id, unnest(json_names(annotation, '$.achievements')) FROM unlocked
-    UNION ALL
-    SELECT source, session_id, unnest(json_names(annotation, '$.new_unique')) FROM unlocked
-),
-achieved AS (
-    SELECT source, session_id, list_sort(list(DISTINCT name)) AS achievements FROM names GROUP BY ALL
-),
-played AS (  -- the return of writers that keep no outcome
-    SELECT source, session_id, sum(TRY_CAST(reward AS DOUBLE)) AS reward
-    FROM events
-    WHERE event_type = 'environment'
-    GROUP BY ALL
-),
-facts AS (
+totals AS (
     SELECT
-        s.source,
-        s.session_id,
-        TRY_CAST(coalesce(
-            json_text(s.metadata, '$.seed'), json_text(s.metadata, '$.env_seed'),
-            json_text(s.metadata, '$.eval_seed'), json_text(o.reward_metadata, '$.env_seed')
-        ) AS BIGINT) AS seed,
-        json_text(s.metadata, '$.env_name') AS environment,
-        coalesce(d.model, json_text(s.metadata, '$.model')) AS model,
-        coalesce(d.provider, json_text(s.metadata, '$.provider')) AS provider,
-        coalesce(o.reward, p.reward) AS reward,
-        coalesce(a.achievements, []) AS achievements,
-        json_text(s.metadata, '$.tools') AS tools,
-        coalesce(d.turns, 0)::BIGINT AS turns,
-        row_number() OVER (PARTITION BY s.session_id ORDER BY s.source) AS copy
-    FROM session_traces s
-    LEFT JOIN dominant d USING (source, session_id)
-    LEFT JOIN outcome o USING (source, session_id)
-    LEFT JOIN achieved a USING (source, session_id)
-    LEFT JOIN played p USING (source, session_id)
+        source, session_id, reward_type,
+        sum(number(reward_value) ORDER BY TRY_CAST(id AS BIGINT)) AS total
+    FROM event_rewards
+    SEMI JOIN asked USING (reward_type)
+    GROUP BY ALL
+),
+short AS (  -- rollouts below a sum that is asked for; of a type that nobody gives, all
+    SELECT DISTINCT f.source, f.session_id
+    FROM facts f
+    CROSS JOIN asked a
+    LEFT JOIN totals t ON (t.source, t.session_id, t.reward_type) = (f.source, f.session_id, a.reward_type)
+    WHERE coalesce(t.total, 0) < a.least OR a.reward_type NOT IN (SELECT reward_type FROM totals)
+),
+types AS (  -- for an error's words alone; where nothing is asked there is nothing to read
+    SELECT source, session_id, list(DISTINCT reward_type ORDER BY reward_type) AS reward_types
+    FROM event_rewards
+    WHERE $event_rewards::VARCHAR IS NOT NULL
+    GROUP BY ALL
+),
+known AS (
+    SELECT
+        f.* EXCLUDE (task_split, task_id, tools),
+        b.session_id IS NOT NULL AS short_of_rewards,
+        t.reward_types,
+        coalesce(task_split, CASE
+            WHEN seed < $dev_seeds::BIGINT THEN 'train'
+            WHEN seed < $gate_seeds::BIGINT THEN 'dev'
+            WHEN seed < $held_out_seeds::BIGINT THEN 'gate'
+            WHEN seed IS NOT NULL THEN 'held_out'
+        END) AS split,
+        coalesce(task_id, environment) AS task_id,
+        len(list_filter(achievements, a -> NOT list_contains(coalesce($exclude_achievements::VARCHAR[], []), a)))
+            AS different,
+        row_number() OVER (PARTITION BY session_id ORDER BY damaged, turns DESC, source) AS copy,
+        $min_judge_scores::VARCHAR::JSON::MAP(VARCHAR, DOUBLE) AS least_scores,
+        $max_judge_scores::VARCHAR::JSON::MAP(VARCHAR, DOUBLE) AS most_scores
+    FROM facts f
+    LEFT JOIN short b USING (source, session_id)
+    LEFT JOIN types t USING (source, session_id)
 ),
 judged AS (
     SELECT *, CASE
         WHEN copy > 1 THEN 'stored_twice'
         WHEN turns = 0 THEN 'no_turns'
-        WHEN model IS DISTINCT FROM coalesce($model::VARCHAR, model) THEN 'model'
-        WHEN environment IS DISTINCT FROM coalesce($environment::VARCHAR, environment) THEN 'environment'
-        WHEN $min_reward::DOUBLE IS NOT NULL AND NOT coalesce(reward >= $min_reward, false) THEN 'min_reward'
-        WHEN $max_reward::DOUBLE IS NOT NULL AND NOT coalesce(reward <= $max_reward, false) THEN 'max_reward'
-        WHEN len(achievements) < coalesce($min_achievements::INTEGER, 0) THEN 'min_achievements'
+        WHEN damaged AND seed IS NULL THEN 'damaged'
+        WHEN $models::VARCHAR[] IS NOT NULL AND NOT coalesce(list_contains($models::VARCHAR[], model), false)
+            THEN 'models'
+        WHEN $providers::VARCHAR[] IS NOT NULL AND NOT coalesce(list_contains($providers::VARCHAR[], provider), false)
+            THEN 'providers'
+        WHEN $environments::VARCHAR[] IS NOT NULL
+            AND NOT coalesce(list_contains($environments::VARCHAR[], environment), false) THEN 'environments'
+        WHEN $splits::VARCHAR[] IS NOT NULL AND NOT coalesce(list_contains($splits::VARCHAR[], split), false)
+            THEN 'splits'
+        WHEN $task_ids::VARCHAR[] IS NOT NULL AND NOT coalesce(list_contains($task_ids::VARCHAR[], task_id), false)
+            THEN 'task_ids'
+        WHEN $min_reward::DOUBLE IS NOT NULL AND NOT coalesce(reward >= $min_reward::DOUBLE, false) THEN 'min_reward'
+        WHEN $max_reward::DOUBLE IS NOT NULL AND NOT coalesce(reward <= $max_reward::DOUBLE, false) THEN 'max_reward'
+        WHEN different < $min_unique::INTEGER THEN 'min_unique'
+        WHEN different > $max_unique::INTEGER THEN 'max_unique'
         WHEN NOT list_has_all(achievements, coalesce($require_achievements::VARCHAR[], [])) THEN 'require_achievements'
-    END AS rule
-    FROM facts
+        WHEN short_of_rewards THEN 'event_rewards'
+        WHEN len(list_filter(
+            map_keys(least_scores), n -> NOT coalesce(number(judge_scores[n]) >= least_scores[n], false)
+        )) > 0 THEN 'min_judge_scores'
+        WHEN len(list_filter(
+            map_keys(most_scores), n -> coalesce(number(judge_scores[n]) > most_scores[n], false)
+        )) > 0 THEN 'max_judge_scores'
+        WHEN $min_created_at::TIMESTAMP IS NOT NULL AND NOT coalesce(created_at >= $min_created_at::TIMESTAMP, false)
+            THEN 'min_created_at'
+        WHEN $max_created_at::TIMESTAMP IS NOT NULL AND NOT coalesce(created_at <= $max_created_at::TIMESTAMP, false)
+            THEN 'max_created_at'
+    END AS rule,
+    CASE WHEN $shuffle_seed::INTEGER IS NOT NULL THEN md5($shuffle_seed::INTEGER || ':' || session_id) END AS draw
+    FROM known
 ),
-ranked AS (
+queued AS (
     SELECT *, row_number() OVER (
-        PARTITION BY rule IS NULL ORDER BY reward DESC NULLS LAST, seed NULLS LAST, session_id
-    ) AS rank
+        PARTITION BY rule IS NULL ORDER BY draw, created_at NULLS LAST, session_id, source
+    ) AS turn_in_queue
     FROM judged
 )
 SELECT
-    source, session_id, seed, environment, model, provider, reward, achievements, tools, turns,
-    CASE WHEN rule IS NULL AND rank > $max_rollouts::INTEGER THEN 'limit' ELSE rule END AS removed_by
-FROM ranked
-ORDER BY seed NULLS FIRST, session_id, source
+    source, session_id, created_at, seed, environment, model, provider, split, task_id, reward, achievements, different,
+    judge_scores, reward_types, turns, damaged,
+    CASE
+        WHEN rule IS NOT NULL THEN rule
+        WHEN turn_in_queue <= $offset::BIGINT THEN 'offset'
+        WHEN turn_in_queue > $offset::BIGINT + $limit::BIGINT THEN 'limit'
+    END AS removed_by,
+    row_number() OVER (ORDER BY draw, seed NULLS FIRST, session_id, source) - 1 AS place
+FROM queued
+ORDER BY place

@@ -2,7 +2,6 @@
 
 from crafter_pipeline.report.markdown import (
     comparison_markdown,
-    dataset_markdown,
     evaluation_markdown,
     run_markdown,
     summary_rows,
@@ -26,7 +25,6 @@ __all__ = [
     "Stage",
     "Verdict",
     "comparison_markdown",
-    "dataset_markdown",
     "evaluation_markdown",
     "read_report",
     "render_html",

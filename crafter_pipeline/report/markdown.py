@@ -6,39 +6,37 @@ images, and everything that comes from a config or a model is escaped.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
 from crafter_pipeline.report import plots, text
-from crafter_pipeline.report.report import RunReport, dataset_facts, fact, funnel, verdict
+from crafter_pipeline.report.report import RunReport, verdict
 
 
 def evaluation_markdown(evaluation: Evaluation, plot: bool = True) -> str:
     """One player's scores, and what it unlocks how often."""
     e = evaluation
     parts = [
-        f"## {_safe(e.label)}: {text.number(e.mean_achievements)} achievements per episode",
+        f"## {safe(e.label)}: {text.number(e.mean_achievements)} achievements per episode",
         f"95 % interval {text.interval(e.ci95)} over {text.seeds(e.seeds)}, up to {e.max_steps} env steps each.",
-        _table(
+        table(
             ("metric", "value"),
             [
-                ("model", f"`{_safe(e.model)}`"),
+                ("model", f"`{safe(e.model)}`"),
                 (f"achievements (mean of {len(e.success_rates)})", text.number(e.mean_achievements, 2)),
                 *([("Crafter score (0–100)", text.number(e.crafter_score))] if e.has_crafter_score else []),
                 ("reward (mean episode return)", text.number(e.mean_reward, 2)),
                 ("env steps per episode", text.number(e.mean_env_steps)),
                 ("unreadable answers", f"{e.parse_failures:,} of {e.turns:,} turns"),
-                ("ended by", ", ".join(f"{_safe(k)} {n}" for k, n in e.stop_reasons.items()) or "–"),
+                ("ended by", ", ".join(f"{safe(k)} {n}" for k, n in e.stop_reasons.items()) or "–"),
             ],
         ),
     ]
     if plot and e.success_rates:
-        parts.append(_image(f"success rates of {e.label}", plots.success_bars(e)))
+        parts.append(image(f"success rates of {e.label}", plots.success_bars(e)))
     else:
         rates = sorted(e.success_rates.items(), key=lambda item: (-item[1], item[0]))
-        parts.append(_table(("achievement", "episodes"), [(_safe(text.words(k)), text.percent(r)) for k, r in rates]))
+        parts.append(table(("achievement", "episodes"), [(safe(text.words(k)), text.percent(r)) for k, r in rates]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -49,7 +47,7 @@ def comparison_markdown(comparisons: Comparison | Sequence[Comparison], plot: bo
         return "No comparison: fewer than two evaluations.\n"
     rows = [
         (
-            f"{_safe(c.b)} {text.MINUS} {_safe(c.a)}",
+            f"{safe(c.b)} {text.MINUS} {safe(c.a)}",
             text.signed(c.delta, 2),
             text.interval(c.ci95, 2, sign=True),
             str(len(c.seeds)),
@@ -58,46 +56,26 @@ def comparison_markdown(comparisons: Comparison | Sequence[Comparison], plot: bo
         for c in many
     ]
     parts = [
-        _table(("difference", "achievements per episode", "95 % interval", "shared seeds", "finding"), rows),
+        table(("difference", "achievements per episode", "95 % interval", "shared seeds", "finding"), rows),
         "Paired by seed: only seeds that both played count. Intervals are not corrected for the number of pairs.",
     ]
     if plot:
-        parts.append(_image(plots.describe_deltas(many), plots.delta_plot(many)))
-    return "\n\n".join(parts) + "\n"
-
-
-def dataset_markdown(manifest: Mapping[str, Any]) -> str:
-    """A dataset's facts, the filter's funnel and its card."""
-    parts = ["## Dataset", _table(("fact", "value"), [(_safe(k), f"`{_safe(v)}`") for k, v in dataset_facts(manifest)])]
-    steps = funnel(manifest)
-    if steps:
-        before = [steps[0][1], *(n for _, n in steps)]
-        rows = [
-            (_safe(rule), f"{left:,}", f"{text.MINUS}{b - left:,}" if b > left else "")
-            for (rule, left), b in zip(steps, before, strict=False)
-        ]
-        parts += ["### What the filter kept", _table(("rule", "left", "removed"), rows)]
-    card = manifest.get("card")
-    if isinstance(card, Mapping):
-        parts += ["### Card", _table(("", ""), [(_safe(text.words(str(k))), _safe(fact(v))) for k, v in card.items()])]
-    elif card:
-        fence = "`" * (3 + max((len(m) for m in re.findall(r"`+", str(card))), default=0))
-        parts += ["### Card", f"{fence}\n{card}\n{fence}"]
+        parts.append(image(plots.describe_deltas(many), plots.delta_plot(many)))
     return "\n\n".join(parts) + "\n"
 
 
 def run_markdown(report: RunReport, plot: bool = True) -> str:
     """A run in one artifact: verdict, scores, differences, warnings."""
-    parts = [f"## {_safe(report.name)}: {report.status}", f"**{_safe(verdict(report).sentence)}**"]
+    parts = [f"## {safe(report.name)}: {report.status}", f"**{safe(verdict(report).sentence)}**"]
     rows = summary_rows(report)
     if rows:
-        parts.append(_table(tuple(rows[0]), [tuple(_safe(v) for v in row.values()) for row in rows]))
+        parts.append(table(tuple(rows[0]), [tuple(safe(v) for v in row.values()) for row in rows]))
         if plot:
-            parts.append(_image(plots.describe_bars(report.evaluations), plots.achievement_bars(report.evaluations)))
+            parts.append(image(plots.describe_bars(report.evaluations), plots.achievement_bars(report.evaluations)))
     if report.comparisons:
         parts += ["### Differences", comparison_markdown(report.comparisons, plot).strip()]
     if report.warnings:
-        parts += ["### Warnings", "\n".join(f"- {_safe(w)}" for w in report.warnings)]
+        parts += ["### Warnings", "\n".join(f"- {safe(w)}" for w in report.warnings)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -128,16 +106,23 @@ def finding(comparison: Comparison) -> str:
     return "too few seeds" if comparison.excludes_zero else "open: includes zero"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; cells are `safe` already."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def _image(alt: str, svg: str) -> str:
-    return f"![{_safe(alt).replace('[', '(').replace(']', ')')}]({plots.data_uri(svg)})"
+def image(alt: str, svg: str) -> str:
+    """A plot as an image that needs no network."""
+    return f"![{safe(alt)}]({plots.data_uri(svg)})"
 
 
-def _safe(value: str) -> str:
-    """One line, no markup: what comes from outside must not end a cell or start a tag."""
+def safe(value: object) -> str:
+    """One line, no markup: what comes from outside must not end a cell, start a tag or make a link."""
     line = " ".join(str(value).split())
-    return line.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;").replace("`", "'")
+    return line.translate(_ESCAPED)
+
+
+_ESCAPED = str.maketrans(
+    {"&": "&amp;", "<": "&lt;", "|": "&#124;", "`": "'", "[": "&#91;", "]": "&#93;", "*": "&#42;", "\\": "&#92;"}
+)

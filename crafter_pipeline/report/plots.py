@@ -15,9 +15,10 @@ import io
 import math
 import re
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from crafter_pipeline.dataset.manifest import Histogram
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
 from crafter_pipeline.report.text import MINUS, interval, number, signed, words
 
@@ -150,6 +151,71 @@ def curve(title: str, points: Sequence[tuple[float, float | None]], shade: str =
     return _svg(draw, _WIDTH, 1.9)
 
 
+def count_bars(counts: Mapping[str, int], unit: str) -> str:
+    """How many of something each name has, most first."""
+    rows = most_first(counts)
+
+    def draw(ax: Axes) -> None:
+        y = range(len(rows))
+        ax.barh(y, [n for _, n in rows], height=0.66, color=COLOURS["sft"], alpha=0.85)
+        ax.set_yticks(list(y), [_short(words(name), 24) for name, _ in rows])
+        ax.invert_yaxis()
+        ax.set_xlim(0, max([n for _, n in rows] + [1]) * 1.02)
+        ax.set_xlabel(unit)
+        _whole_numbers(ax, "x")
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.7 + 0.17 * max(2, len(rows)))
+
+
+def histogram(values: Histogram, counted: str) -> str:
+    """A distribution; `counted` says what the bars count."""
+    from matplotlib.ticker import MaxNLocator
+
+    def draw(ax: Axes) -> None:
+        widths = [b - a for a, b in zip(values.edges, values.edges[1:], strict=False)]
+        if all_whole(values):  # a bar over its number
+            ax.bar(values.edges[:-1], values.counts, width=0.86, color=COLOURS["teacher"], alpha=0.85)
+        else:
+            ax.bar(
+                values.edges[:-1], values.counts, width=widths, align="edge", color=COLOURS["teacher"], alpha=0.85,
+                edgecolor="none",
+            )  # fmt: skip
+        ax.set_xlabel(values.unit)
+        ax.set_ylabel(counted)
+        ax.margins(x=0.02)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=all_whole(values)))
+        ax.xaxis.set_major_formatter(_axis_number)
+        _whole_numbers(ax, "y")
+        _grid(ax, "y")
+
+    return _svg(draw, _WIDTH, 1.9)
+
+
+def all_whole(values: Histogram) -> bool:
+    """Whether each bin holds one whole number."""
+    pairs = zip(values.edges, values.edges[1:], strict=False)
+    return all(a.is_integer() and b - a == 1 for a, b in pairs)
+
+
+def most_first(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    """(name, count), the most frequent first, ties by name."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _axis_number(x: float, position: float = 0) -> str:
+    return f"{x:,.6g}".replace("-", MINUS)
+
+
+def _whole_numbers(ax: Axes, axis: Any) -> None:
+    """Ticks of an axis that counts: whole, with thousands separated."""
+    from matplotlib.ticker import MaxNLocator
+
+    chosen = ax.xaxis if axis == "x" else ax.yaxis
+    chosen.set_major_locator(MaxNLocator(5, integer=True))
+    chosen.set_major_formatter("{x:,.0f}")
+
+
 def _running_mean(ys: Sequence[float], window: int) -> list[float]:
     half = window // 2
     cut = [ys[max(0, i - half) : i + half + 1] for i in range(len(ys))]
@@ -225,3 +291,29 @@ def describe_deltas(comparisons: Sequence[Comparison]) -> str:
     return "Paired differences: " + "; ".join(
         f"{c.b} minus {c.a} {signed(c.delta)} {interval(c.ci95, sign=True)}" for c in comparisons
     )
+
+
+def describe_counts(counts: Mapping[str, int], unit: str) -> str:
+    """A bar chart of counts in words."""
+    return f"{unit}: " + ("; ".join(f"{words(name)} {n:,}" for name, n in most_first(counts)) or "none")
+
+
+def describe_histogram(values: Histogram, counted: str) -> str:
+    """A distribution in words: its range and its fullest bin."""
+    if not values.counts:
+        return f"{counted} by {values.unit}: none"
+    fullest = max(range(len(values.counts)), key=lambda i: values.counts[i])
+    return (
+        f"{counted} by {values.unit}: {sum(values.counts):,} between {bin_name(values, 0, whole_range=True)}, "
+        f"most ({values.counts[fullest]:,}) at {bin_name(values, fullest)}"
+    )
+
+
+def bin_name(values: Histogram, index: int, *, whole_range: bool = False) -> str:
+    """'7' or '120 to 130': what a bin holds; with `whole_range`, what all of them hold."""
+    whole = all_whole(values)
+    low = values.edges[0 if whole_range else index]
+    high = values.edges[-1] if whole_range else values.edges[index + 1]
+    if whole:
+        high -= 1
+    return _axis_number(low) if low == high else f"{_axis_number(low)} to {_axis_number(high)}"

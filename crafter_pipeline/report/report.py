@@ -10,18 +10,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
 from crafter_pipeline.files import replace_file
 from crafter_pipeline.report import plots, text
+from crafter_pipeline.report.dataset import DatasetView
+from crafter_pipeline.report.page import figure, plain, render
 
 Status = Literal["succeeded", "partial", "failed"]
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]]
@@ -89,8 +89,7 @@ class RunReport:
     stages: Sequence[Stage] = ()
     evaluations: Sequence[Evaluation] = ()
     comparisons: Sequence[Comparison] = ()
-    dataset: Mapping[str, Any] | None = None
-    """The dataset's manifest: path, rows, tokens, sha256, and what else it knows (`funnel`, `card`, …)."""
+    dataset: DatasetManifest | None = None
     models: Sequence[ModelRecord] = ()
     training: Curves = field(default_factory=dict)
     warnings: Sequence[str] = ()
@@ -117,7 +116,7 @@ class RunReport:
                 "stages": [{"name": s.name, "seconds": s.seconds, "state": s.state} for s in self.stages],
                 "evaluations": [e.to_json() for e in in_label_order(self.evaluations)],
                 "comparisons": [c.to_json() for c in self.comparisons],
-                "dataset": None if self.dataset is None else {**_DATASET_KEYS, **self.dataset},
+                "dataset": None if self.dataset is None else asdict(self.dataset),
                 "models": [
                     {**m.facts, "id": m.id, "parent": m.parent, "dataset_sha256": m.dataset_sha256} for m in self.models
                 ],
@@ -147,7 +146,7 @@ class RunReport:
                 stages=[Stage(s["name"], s["seconds"], s["state"]) for s in data.get("stages", ())],
                 evaluations=[Evaluation.from_json(e) for e in data.get("evaluations", ())],
                 comparisons=[Comparison.from_json(c) for c in data.get("comparisons", ())],
-                dataset=data.get("dataset"),
+                dataset=None if data.get("dataset") is None else DatasetManifest.from_json(data["dataset"]),
                 models=[
                     ModelRecord(m["id"], m["parent"], m["dataset_sha256"], {k: v for k, v in m.items() if k not in own})
                     for m in data.get("models", ())
@@ -163,9 +162,6 @@ class RunReport:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise DataError(f"Not a report of ours: {e!r}.") from e
-
-
-_DATASET_KEYS: dict[str, Any] = {"path": None, "rows": None, "tokens": None, "sha256": None}
 
 
 # --------------------------------------------------------------------------- did it learn?
@@ -244,47 +240,27 @@ def read_report(path: Path | str) -> RunReport:
         raise DataError(f"{path}: not valid JSON: {e}") from e
 
 
-def plain(value: Any) -> Any:
-    """Anything as JSON data: mappings, lists, finite numbers, strings, booleans, null."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, Iterable):
-        return [plain(v) for v in value]
-    return plain(value.item()) if hasattr(value, "item") else str(value)
-
-
 # --------------------------------------------------------------------------- the page
 
 
 def render_html(report: RunReport) -> str:
-    """The page. Jinja escapes everything; only our own SVGs pass as they are (matplotlib escapes their text)."""
+    """The page."""
     evaluations = in_label_order(report.evaluations)
-    page = _environment().get_template("report.html.j2")
-    return page.render(
+    return render(
+        "report.html.j2",
         report=report,
         verdict=verdict(report),
         when=datetime.fromtimestamp(report.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        css=Markup(Path(__file__).with_name("report.css").read_text(encoding="utf-8")),
         evaluations=evaluations,
-        bars=_figure("bars", plots.achievement_bars(evaluations), plots.describe_bars(evaluations))
+        bars=figure("bars", plots.achievement_bars(evaluations), plots.describe_bars(evaluations))
         if evaluations
         else None,
-        deltas=_figure("deltas", plots.delta_plot(report.comparisons), plots.describe_deltas(report.comparisons))
+        deltas=figure("deltas", plots.delta_plot(report.comparisons), plots.describe_deltas(report.comparisons))
         if report.comparisons
         else None,
         heat=success_rows(evaluations),
         curves=[(job, main, rest) for job in ("sft", "rl") for main, rest in [_curves(job, report.training.get(job))]],
-        funnel=funnel(report.dataset),
-        dataset_facts=dataset_facts(report.dataset),
-        card=(report.dataset or {}).get("card"),
+        dataset=None if report.dataset is None else DatasetView(report.dataset),
         lineage=lineage(report),
         longest=max([s.seconds for s in report.stages] + [1e-9]),
         total_seconds=sum(s.seconds for s in report.stages),
@@ -301,45 +277,6 @@ def success_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[floa
     return sorted(rows, key=lambda row: (-sum(r or 0.0 for r in row[1]), row[0]))
 
 
-def funnel(manifest: Mapping[str, Any] | None) -> list[tuple[str, int]]:
-    """The filter's funnel as (rule, how many are left after it).
-
-    Reads `funnel` (or `filter_funnel`) as a mapping, as pairs, or as rows such as {"rule": …, "left": …}.
-    """
-    raw = (manifest or {}).get("funnel") or (manifest or {}).get("filter_funnel") or ()
-    steps: list[tuple[str, int]] = []
-    for item in raw.items() if isinstance(raw, Mapping) else raw:
-        if isinstance(item, Mapping):
-            name = next((item[k] for k in ("rule", "step", "stage", "name", "label") if k in item), "?")
-            count = next((item[k] for k in ("left", "kept", "remaining", "count", "rollouts", "rows") if k in item), 0)
-        else:
-            name, count = item
-        if isinstance(count, (int, float)) and math.isfinite(count):
-            steps.append((str(name), int(count)))
-    return steps
-
-
-def dataset_facts(manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """The manifest's plain facts as (name, value); nested ones are left to `card` and the JSON."""
-    if manifest is None:
-        return []
-    first = [k for k in _DATASET_KEYS if k in manifest]
-    rest = [k for k in manifest if k not in _DATASET_KEYS and k not in ("card", "funnel", "filter_funnel")]
-    shown = [k for k in first + rest if isinstance(manifest[k], (str, int, float, Path))]
-    return [(text.words(str(k)), fact(manifest[k])) for k in shown]
-
-
-def fact(value: Any) -> str:
-    """A manifest's or card's value as text: thousands separated, nested values as JSON."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
-    return str(value) if isinstance(value, (str, Path)) else json.dumps(plain(value), ensure_ascii=False)
-
-
 def lineage(report: RunReport) -> list[tuple[str, str, str]]:
     """seeds → traces → dataset → models, as (kind, title, small print); empty if there is neither data nor model."""
     if report.dataset is None and not report.models:
@@ -350,16 +287,13 @@ def lineage(report: RunReport) -> list[tuple[str, str, str]]:
     if isinstance(seeds, Mapping) and {"start", "count"} <= seeds.keys():
         first, count = int(seeds["start"]), int(seeds["count"])
         nodes.append(("seeds", text.seeds(list(range(first, first + count))), "training seeds"))
-    manifest = report.dataset or {}
-    sources = manifest.get("traces") or manifest.get("sources") or manifest.get("trace_dbs")
-    if sources:
-        many = [sources] if isinstance(sources, (str, Mapping)) else list(sources)
-        names = [str(s.get("path", s)) if isinstance(s, Mapping) else str(s) for s in many]
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        nodes.append(("traces", Path(names[0]).name + more, f"played by {collect.get('model', 'the teacher')}"))
-    if report.dataset is not None:
-        rows = fact(manifest["rows"]) + " rows" if manifest.get("rows") is not None else "rows unknown"
-        nodes.append(("dataset", rows, f"sha256 {str(manifest.get('sha256') or 'unknown')[:12]}"))
+    manifest = report.dataset
+    if manifest is not None:
+        names = [Path(source.path).name for source in manifest.sources]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            nodes.append(("traces", names[0] + more, f"played by {collect.get('model', 'the teacher')}"))
+        nodes.append(("dataset", f"{manifest.rows:,} rows", f"sha256 {manifest.sha256[:12]}"))
     for m in report.models:
         data = f", dataset {m.dataset_sha256[:12]}" if m.dataset_sha256 else ""
         nodes.append(("model", m.id, f"from {m.parent}{data}"))
@@ -376,31 +310,5 @@ def _curves(job: str, metrics: Mapping[str, Sequence[tuple[float, float | None]]
     for i, metric in enumerate(order[:13]):
         last = next(y for _, y in reversed(drawn[metric]) if y is not None and math.isfinite(y))
         alt = f"{job} {metric} over {len(drawn[metric])} points, last {last:.4g}"
-        figures.append(_figure(f"{job}{i}", plots.curve(f"{job}: {metric}", drawn[metric], plots.colour(job)), alt))
+        figures.append(figure(f"{job}{i}", plots.curve(f"{job}: {metric}", drawn[metric], plots.colour(job)), alt))
     return (figures[0] if figures else None), figures[1:]
-
-
-def _figure(name: str, svg: str, alt: str) -> Markup:
-    return Markup(plots.inline(svg, name, str(escape(alt))))
-
-
-def _environment() -> Environment:
-    env = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters.update(
-        number=text.number,
-        signed=text.signed,
-        interval=text.interval,
-        duration=text.duration,
-        percent=text.percent,
-        words=text.words,
-        seeds=text.seeds,
-        fact=fact,
-        colour=plots.colour,
-    )
-    return env

@@ -1,7 +1,7 @@
 """How trace databases are opened, and which ones this process holds open.
 
 DuckDB carries a second SQLite library. Two libraries in one process on one file are a way to damage it: POSIX locks
-belong to the process, and whoever closes the file first drops the other's. `held` lets `dataset.duck` refuse that.
+belong to the process, and whoever closes the file first drops the other's. `held` lets `traces.duck` refuse that.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from crafter_pipeline.errors import DataError
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 BUSY_SECONDS = 30.0
+PAGE_BYTES = 8192
+"""A model call takes 2 to 3 KB: pages of 4 KB, SQLite's default, would stay half empty."""
 
 _held: Counter[str] = Counter()
 _held_lock = threading.Lock()
@@ -72,7 +74,11 @@ def open_read_only(path: Path) -> TraceConnection:
         check_database(path)
     try:
         return _connect(path, "mode=ro")
-    except sqlite3.OperationalError as e:
+    except sqlite3.DatabaseError as e:
+        if not isinstance(e, sqlite3.OperationalError) or is_busy(e):
+            raise DataError(f"{path}: cannot be read ({e}). {remedy(e)}") from e
+        if path.with_name(path.name + "-journal").exists():  # of a write that broke off: whoever opens it undoes that
+            return _undone(path)
         # A WAL database in a folder that we may not write cannot get its -shm file; without a -wal it is complete.
         wal = path.with_name(path.name + "-wal")
         if not wal.exists() or wal.stat().st_size == 0:
@@ -80,8 +86,20 @@ def open_read_only(path: Path) -> TraceConnection:
         raise DataError(f"{path}: cannot be opened ({e}). Copy it, with its -wal file, to a writable folder.") from e
 
 
+def _undone(path: Path) -> TraceConnection:
+    try:
+        connection = _connect(path, "mode=rw")
+    except sqlite3.DatabaseError as e:
+        raise DataError(f"{path}: a write that broke off cannot be undone ({e}). {remedy(e)}") from e
+    connection.execute("PRAGMA query_only = 1")
+    return connection
+
+
 def open_for_writing(path: Path) -> TraceConnection:
-    """A connection in autocommit mode that may write (usable from any thread, one at a time); makes the folder."""
+    """A connection in autocommit mode that may write (usable from any thread, one at a time); makes the folder.
+
+    The file is left as it is: `schema.prepare` makes it a trace database.
+    """
     if path.is_dir():
         raise DataError(f"{path} is a folder. Name a file in it, for example {path / 'traces.db'}.")
     try:
@@ -93,15 +111,36 @@ def open_for_writing(path: Path) -> TraceConnection:
     connection: TraceConnection | None = None
     try:
         connection = _connect(path, "mode=rwc")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")  # WAL: safe against a killed process, one fsync a checkpoint
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file; another keeps what it has
         connection.execute("BEGIN IMMEDIATE")  # a file that is not ours to write fails here, not at the first rollout
         connection.execute("ROLLBACK")
     except sqlite3.DatabaseError as e:
         if connection is not None:
             connection.close()
-        raise DataError(f"{path}: cannot be written ({e}). Check its permissions, or choose another path.") from e
+        raise DataError(f"{path}: cannot be written ({e}). {remedy(e)}") from e
     return connection
+
+
+def is_busy(error: sqlite3.Error) -> bool:
+    """Whether somebody else held the database locked for as long as we wait."""
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def remedy(error: sqlite3.Error) -> str:
+    """What an operator can do about a database that cannot be used."""
+    if is_busy(error):
+        return "Another process holds it locked: wait for it or end it, or choose another path."
+    match _code(error):
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR:
+            return "The disk is full or failing: free space, or choose another path."
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return "It is damaged or cut short: restore a copy, or choose another path."
+        case _:
+            return "Check its permissions, or choose another path."
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _connect(path: Path, mode: str) -> TraceConnection:

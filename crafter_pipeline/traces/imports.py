@@ -45,4 +45,7 @@ def import_answer(store: TraceStore, answer: RolloutResponse) -> bool:
             f"The task app answered rollout {answer.run_id} without a trace, so there is nothing to learn from. "
             "Switch its tracing on."
         )
-    return import_trace(store, answer.trace)
+    try:
+        return import_trace(store, answer.trace)
+    except DataError as e:
+        raise DataError(f"The trace of rollout {answer.run_id} cannot be stored: {e}") from e

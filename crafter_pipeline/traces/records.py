@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import orjson
@@ -26,6 +27,12 @@ WRITER = "crafter-pipeline"
 Json = dict[str, Any]
 
 _REQUEST_KEYS = ("temperature", "top_p", "max_tokens")
+_CAPTURED = ("prompt_token_ids", "token_ids", "logprobs")
+"""Fields of a Reply that an inference engine may have told; names of `token_traces`, too."""
+EVALUATION_KEYS = ("task_split", "task_id", "task_rubric_id", "official_score", "judge_scores", "eval_seed")
+"""Of a session's metadata as the original's eval wrote them; its filter reads them there."""
+_KEPT = (*EVALUATION_KEYS, "policy_id", "env_id", "training_session_id", "synth_base_url")
+"""Keys of another writer's session metadata that have no field in a Rollout."""
 
 
 # --------------------------------------------------------------------------- small things
@@ -106,6 +113,7 @@ def session_metadata(rollout: Rollout) -> Json:
         "stop_reason": str(rollout.stop_reason),
         "created_unix": rollout.created_at,
         "tools": list(rollout.tools),
+        **{key: further[key] for key in EVALUATION_KEYS if key in further},
         "further": further,
         "writer": WRITER,
     }
@@ -146,10 +154,7 @@ def call_record(rollout: Rollout, turn: Turn, before: Turn | None) -> Json:
         metadata["earlier"] = {"start": start, "added": added}
         messages = (messages[0], messages[-1])
     policy = rollout.metadata.get("policy_config")
-    output: Json = {"role": "assistant", "parts": [{"type": "text", "text": reply.content}]}
-    if reply.thinking:
-        output["reasoning_content"] = reply.thinking
-    return {
+    record: Json = {
         "call_id": f"{rollout.run_id}:{turn.index}",
         "api_type": "chat_completions",
         "provider": rollout.provider,
@@ -158,38 +163,48 @@ def call_record(rollout: Rollout, turn: Turn, before: Turn | None) -> Json:
         "latency_ms": reply.latency_ms,
         "request_params": {k: policy[k] for k in _REQUEST_KEYS if k in policy} if isinstance(policy, Mapping) else {},
         "input_messages": [_input_message(m) for m in messages],
-        "output_messages": [output],
         "output_text": reply.content,
         "output_tool_calls": [_tool_call_record(i, call) for i, call in enumerate(reply.tool_calls)],
-        "usage": {
-            "input_tokens": reply.prompt_tokens,
-            "output_tokens": reply.completion_tokens,
-            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-        },
+        "usage": {"input_tokens": reply.prompt_tokens, "output_tokens": reply.completion_tokens},
         "finish_reason": reply.finish_reason,
         "metadata": metadata,
     }
+    if reply.thinking:
+        record["output_messages"] = [{"role": "assistant", "reasoning_content": reply.thinking}]
+    captured = {name: list(ids) for name in _CAPTURED if (ids := getattr(reply, name)) is not None}
+    if captured:
+        record["token_traces"] = [captured]
+    return record
 
 
-def cais_metadata(rollout: Rollout, turn: Turn) -> Json:
+def cais_metadata(turn: Turn) -> Json:
     """Metadata of a turn's model event."""
-    meta: Json = {"turn": turn.index, "run_id": rollout.run_id, "step_id": step_id(turn)}
+    meta: Json = {"turn": turn.index}
     if turn.parse_failure is not None:
         meta["parse_failure"] = turn.parse_failure
     return meta
 
 
-def environment_metadata(rollout: Rollout, turn: Turn) -> Json:
+def environment_metadata(turn: Turn) -> Json:
     """Metadata of a turn's environment event: what was done and what came of it."""
-    meta = {
-        "turn": turn.index,
-        "run_id": rollout.run_id,
-        "step_id": step_id(turn),
-        "actions": list(turn.actions),
-        "unlocked": list(turn.unlocked),
-        "started_at": turn.started_at,
-    }
-    return {**meta, "info": turn.info} if turn.info else meta
+    meta: Json = {"turn": turn.index, "actions": list(turn.actions), "started_at": turn.started_at}
+    if turn.unlocked:
+        meta["unlocked"] = list(turn.unlocked)
+    if turn.info:
+        meta["info"] = turn.info
+    return meta
+
+
+def state_after(turn: Turn, following: Turn | None) -> Json | None:
+    """`system_state_after`; None where it is what the following turn acted on, so that it stands there."""
+    if following is not None and following.observation == turn.next_observation:
+        return None
+    return {"text": turn.next_observation}
+
+
+def answered_at(turn: Turn) -> float:
+    """When the model had answered (Unix seconds): the time of a turn's model event."""
+    return turn.started_at + turn.reply.latency_ms / 1000.0
 
 
 def step_id(turn: Turn) -> str:
@@ -219,7 +234,7 @@ def message_records(rollout: Rollout, turn: Turn) -> list[MessageRecord]:
 
     A system prompt equal to that of the first turn is told there, and only named afterwards.
     """
-    base: Json = {"turn": turn.index, "step_id": step_id(turn)}
+    base: Json = {"turn": turn.index}
     records = []
     first = rollout.turns[0]
     for role, candidates in (("system", turn.messages), ("user", tuple(reversed(turn.messages)))):
@@ -227,10 +242,9 @@ def message_records(rollout: Rollout, turn: Turn) -> list[MessageRecord]:
         if message is None:
             continue
         if role == "system" and turn is not first and first.messages and message == first.messages[0]:
-            content: Json = {"role": role, "text": "", "content": "", "same_as": step_id(first)}
+            content: Json = {"role": role, "content": "", "same_as": step_id(first)}
         else:
-            text = plain_text(message.get("content"))
-            content = {"role": role, "text": text, "content": text}
+            content = {"role": role, "content": plain_text(message.get("content"))}
         records.append(MessageRecord(role, content, base, turn.started_at))
     answer: Json = {**base, "is_tool_call": True}
     if turn.parse_failure is not None:
@@ -370,6 +384,7 @@ def reply_of(record: Mapping[str, Any]) -> Reply:
             finish = finish or choice.get("finish_reason")
         content, thinking = split_thinking(content, thinking)
     usage = record.get("usage") or {}
+    captured = captured_tokens(next(iter(record.get("token_traces") or ()), None))
     calls = tuple(_tool_call(call) for call in record.get("output_tool_calls") or ())
     return Reply(
         content=content,
@@ -379,7 +394,20 @@ def reply_of(record: Mapping[str, Any]) -> Reply:
         prompt_tokens=int(usage.get("input_tokens") or 0),
         completion_tokens=int(usage.get("output_tokens") or 0),
         latency_ms=float(record.get("latency_ms") or 0.0),
+        **captured,
     )
+
+
+def captured_tokens(told: Any) -> dict[str, tuple[Any, ...]]:
+    """Token ids and logprobs of a `token_traces` entry, as arguments of a Reply: each that is a list of numbers."""
+    if not isinstance(told, Mapping):
+        return {}
+    numbers = {"prompt_token_ids": int, "token_ids": int, "logprobs": int | float}
+    return {
+        name: tuple(told[name])
+        for name, kind in numbers.items()
+        if isinstance(told.get(name), list) and all(isinstance(n, kind) for n in told[name])
+    }
 
 
 def is_ours(record: Mapping[str, Any]) -> bool:
@@ -424,22 +452,29 @@ def build_rollout(
     total_reward: float | None = None,
     achievements: Iterable[str] = (),
 ) -> Rollout:
-    """A Rollout from its records. Facts that the original does not keep are empty, 0 or None; nothing is made up."""
+    """A Rollout from its records. Facts that the original does not keep are empty, 0 or None; nothing is made up.
+
+    Totals are those that our metadata state, else the arguments; without either they are computed from the turns.
+    """
     calls: list[Json] = []
     turns: list[Turn] = []
     models: Counter[tuple[str, str]] = Counter()
-    for step in steps:
-        if step.cais is None:
-            continue
+    called = [step for step in steps if step.cais is not None]
+    for step, following in pairwise([*called, None]):
+        assert step is not None and step.cais is not None
         record: Json = next(iter(step.cais.get("call_records") or ()), {})
         calls.append(record)
         models[(step.cais.get("model_name") or "", step.cais.get("provider") or "")] += 1
-        turns.append(_build_turn(step, record, turns[-1].messages if turns else ()))
+        turns.append(_build_turn(step, following, record, turns[-1].messages if turns else ()))
     model, provider = _dominant(models)
-    names = tuple(metadata.get("final_achievements") or achievements or ())
-    if total_reward is None:
-        total_reward = sum(turn.reward for turn in turns)
     ours = is_ours(metadata)
+    stated: Mapping[str, Any] = metadata if ours else {}
+    names = metadata.get("final_achievements") or achievements
+    if not names and "final_achievements" not in metadata:
+        names = dict.fromkeys(name for turn in turns for name in turn.unlocked)
+    if (reward := first_of(stated, "total_reward")) is None:
+        reward = total_reward
+    tools = stated.get("tools") if ours else tools_of(calls[0]) if calls else ()
     return Rollout(
         run_id=session_id,
         environment=str(metadata.get("env_name") or ""),
@@ -449,13 +484,17 @@ def build_rollout(
         provider=str(metadata.get("provider") or provider),
         turns=tuple(turns),
         achievements=tuple(str(n) for n in names),
-        total_reward=float(metadata["total_reward"]) if ours else float(total_reward),
-        env_steps=int(metadata["env_steps"]) if ours else sum(len(turn.actions) for turn in turns),
-        stop_reason=StopReason(metadata["stop_reason"]) if ours else _stop_reason(steps),
-        created_at=float(metadata["created_unix"]) if ours else created_at,
-        tools=tuple((metadata.get("tools") if ours else tools_of(calls[0]) if calls else ()) or ()),
-        metadata=dict(metadata.get("further") or {}) if ours else {},
+        total_reward=float(sum(turn.reward for turn in turns) if reward is None else reward),
+        env_steps=int(first_of(stated, "env_steps") or sum(len(turn.actions) for turn in turns)),
+        stop_reason=StopReason(first_of(stated, "stop_reason") or _stop_reason(steps)),
+        created_at=float(first_of(stated, "created_unix") or created_at),
+        tools=tuple(tools or ()),
+        metadata=dict(stated.get("further") or {}) if ours else _kept(metadata),
     )
+
+
+def _kept(metadata: Mapping[str, Any]) -> Json:
+    return {key: metadata[key] for key in _KEPT if metadata.get(key) is not None}
 
 
 def first_of(mapping: Mapping[str, Any], *keys: str) -> Any:
@@ -472,8 +511,11 @@ def _stop_reason(steps: Sequence[StepRecord]) -> StopReason:
     return StopReason.DEATH if last and last.get("terminated") else StopReason.TURN_LIMIT
 
 
-def _build_turn(step: StepRecord, record: Json, before: Sequence[Json]) -> Turn:
+def _build_turn(step: StepRecord, following: StepRecord | None, record: Json, before: Sequence[Json]) -> Turn:
     cais, environment = step.cais or {}, step.environment or {}
+    state_after = environment.get("system_state_after")
+    if state_after is None and environment and following is not None:  # see `state_after`
+        state_after = (following.environment or {}).get("system_state_before")
     facts = environment.get("metadata") or {}
     ended_at = first_of(environment, "event_time") or cais.get("event_time") or 0.0
     started_at = first_of(facts, "started_at") or step.started_at or ended_at
@@ -492,7 +534,7 @@ def _build_turn(step: StepRecord, record: Json, before: Sequence[Json]) -> Turn:
         started_at=float(started_at),
         ended_at=float(ended_at),
         observation=str((environment.get("system_state_before") or {}).get("text") or ""),
-        next_observation=str((environment.get("system_state_after") or {}).get("text") or ""),
+        next_observation=str((state_after or {}).get("text") or ""),
         info=dict(facts.get("info") or {}),
     )
 

@@ -7,16 +7,14 @@ deltas of a stored shaping), the environment's own reward. Nothing is played, no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from crafter_pipeline.contracts import Rollout, Turn
 from crafter_pipeline.environments import CRAFTER, ENVIRONMENTS
-from crafter_pipeline.errors import DataError, FieldError
+from crafter_pipeline.errors import FieldError
 from crafter_pipeline.rewards import STRATEGIES, Counters, Shaper, StepRewards, read_step_rewards
-from crafter_pipeline.traces.reader import trace_databases
 
 _NOTHING = Counters({}, {})
 
@@ -63,17 +61,6 @@ class Rescored:
 
 class _NoFacts(Exception):
     """The trace does not say what a shaping asks for."""
-
-
-def databases(paths: Iterable[Path]) -> list[Path]:
-    """Trace databases of files and folders, each once. DataError names a folder without one."""
-    found: dict[Path, None] = {}
-    for path in paths:
-        inside = trace_databases(path) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"{path} holds no trace database (*.db). Collect rollouts first, or check the path.")
-        found.update(dict.fromkeys(inside))
-    return list(found)
 
 
 def stored_shaping(rollout: Rollout) -> Mapping[str, Any] | None:

@@ -8,6 +8,12 @@ Later migrations add tables of our own; rows in v3 tables always describe a fini
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+from crafter_pipeline.errors import DataError
+from crafter_pipeline.traces.connect import remedy
 
 V3_TABLES = (
     "experiments",
@@ -230,17 +236,64 @@ MIGRATIONS: tuple[str, ...] = (_V3, _LEDGER)
 """Append only: a migration that has run somewhere is never edited."""
 
 
-class NewerSchemaError(Exception):
-    """The database was written by a later version of this package."""
+def prepare(connection: sqlite3.Connection, path: Path) -> None:
+    """Bring the database at `path` up to date for writing. Databases that are no trace databases, newer than this
+    code or damaged are left as they are: one clear DataError."""
+    try:
+        tables = _tables(connection)
+        if tables and not tables & set(V3_TABLES):
+            shown = ", ".join(sorted(tables)[:5])
+            raise DataError(f"{path} is a SQLite database, but no trace database (its tables: {shown}). Name another.")
+        if (version := _version(connection)) > len(MIGRATIONS):
+            raise DataError(
+                f"{path} was written by a newer crafter-pipeline: it has schema version {version}, this one knows "
+                f"{len(MIGRATIONS)}. Update crafter-pipeline, or name another file."
+            )
+        if 0 < version <= len(MIGRATIONS):
+            _check_columns(connection, path, version)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")  # WAL: safe against a killed process, one fsync a checkpoint
+        migrate(connection)
+        _check_columns(connection, path, len(MIGRATIONS))
+    except sqlite3.DatabaseError as e:
+        raise DataError(f"{path}: not a usable trace database ({e}). {remedy(e)}") from e
+
+
+def _check_columns(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """DataError if tables or columns that this schema version has are missing."""
+    missing = []
+    for table, columns in _columns_of(version).items():
+        there = _columns(connection, table)
+        if not there:
+            missing.append(f"table {table}")
+        missing += [f"column {table}.{name}" for name in columns if there and name not in there]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise DataError(
+            f"{path} says that it has schema version {version}, but lacks {', '.join(missing[:5])}{more}: it is "
+            "damaged or half-migrated. Restore a copy, or name another file."
+        )
+
+
+@cache
+def _columns_of(version: int) -> dict[str, tuple[str, ...]]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for script in MIGRATIONS[:version]:
+            db.executescript(script)
+        return {table: _columns(db, table) for table in sorted(_tables(db))}
+
+
+def _columns(connection: sqlite3.Connection, table: str) -> tuple[str, ...]:
+    return tuple(row[1] for row in connection.execute(f"PRAGMA table_info({table})"))
+
+
+def _tables(connection: sqlite3.Connection) -> set[str]:
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    return {name for (name,) in rows}
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Bring a database up to date, in one transaction per migration. `connection` is in autocommit mode.
-
-    Raises NewerSchemaError if the database knows migrations that this code does not.
-    """
-    if (version := _version(connection)) > len(MIGRATIONS):
-        raise NewerSchemaError(f"schema version {version}, this code knows {len(MIGRATIONS)}")
+    """Bring a database up to date, in one transaction per migration. `connection` is in autocommit mode."""
     for number, script in enumerate(MIGRATIONS, start=1):
         if _version(connection) >= number:
             continue
@@ -253,7 +306,8 @@ def migrate(connection: sqlite3.Connection) -> None:
                 connection.execute(f"PRAGMA user_version = {number}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk has ended it
+                connection.execute("ROLLBACK")
             raise
 
 

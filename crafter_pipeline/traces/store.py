@@ -1,13 +1,19 @@
-"""The trace store: one writer, one transaction per rollout, storing twice is storing once."""
+"""The trace store: one writer, a rollout whole or not at all, storing twice is storing once.
+
+Every store has one writer thread. What waits for it is committed together, so that many players cost few transactions;
+each rollout has a savepoint of its own in that transaction, so that one that cannot be stored fails alone.
+"""
 
 from __future__ import annotations
 
+import queue
 import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +22,18 @@ from typing import Any, Self
 from crafter_pipeline.contracts import Rollout, Turn
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
-from crafter_pipeline.traces.connect import open_for_writing
-from crafter_pipeline.traces.schema import NewerSchemaError, migrate
+from crafter_pipeline.traces.connect import TraceConnection, is_busy, open_for_writing, open_read_only, remedy
+from crafter_pipeline.traces.schema import prepare
+
+MOST_AT_ONCE = 64
+"""Rollouts in one transaction: the wait of those behind it stays short."""
 
 _SESSION = "INSERT OR IGNORE INTO session_traces VALUES (?,?,?,?,?,?,NULL,NULL)"
 _STEP = "INSERT INTO session_timesteps VALUES (?,?,?,?,?,?,?,2,?,'{}')"
 _CAIS = (
-    "INSERT INTO events (id, session_id, timestep_id, event_type, system_instance_id, event_time,"
+    "INSERT INTO events (id, session_id, timestep_id, event_type, system_instance_id, event_time, created_at,"
     " model_name, provider, input_tokens, output_tokens, total_tokens, latency_ms, call_records, metadata)"
-    " VALUES (?,?,?,'cais',?,?,?,?,?,?,?,?,?,?)"
+    " VALUES (?,?,?,'cais',?,?,?,?,?,?,?,?,?,?,?)"
 )
 _ENVIRONMENT = (
     "INSERT INTO events (id, session_id, timestep_id, event_type, system_instance_id, event_time,"
@@ -63,16 +72,16 @@ class TraceStore:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self._lock = threading.Lock()
         self._connection = open_for_writing(self.path)
+        """Of the writer thread."""
         try:
-            migrate(self._connection)
-        except NewerSchemaError as e:
+            prepare(self._connection, self.path)
+            self._reader = open_read_only(self.path)
+        except BaseException:
             self._connection.close()
-            raise DataError(f"{self.path} was written by a newer crafter-pipeline ({e}). Update this one.") from e
-        except sqlite3.DatabaseError as e:
-            self._connection.close()
-            raise DataError(f"{self.path}: not a usable trace database ({e}). Choose another path.") from e
+            raise
+        self._reading = threading.Lock()
+        self._writer = _Writer(self._connection, self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -83,88 +92,206 @@ class TraceStore:
         self.close()
 
     def close(self) -> None:
-        """Close. If nobody else has the file open it becomes one plain file, as the original's are."""
-        with self._lock:
-            try:
-                self._connection.execute("PRAGMA busy_timeout = 0")
-                self._connection.execute("PRAGMA journal_mode = DELETE")
-            except sqlite3.Error:
-                pass  # somebody reads it, or it is closed already: a WAL database is as good
-            self._connection.close()
+        """Write what waits, and close. If nobody else has the file open it becomes one plain file, as the original's
+        are."""
+        self._writer.stop()
+        with self._reading:
+            self._reader.close()
+        try:
+            self._connection.execute("PRAGMA busy_timeout = 0")
+            self._connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error:
+            pass  # somebody reads it, or it is closed already: a WAL database is as good
+        self._connection.close()
 
     def add(self, rollout: Rollout, answer: bytes | None = None, request_digest: str = "") -> bool:
-        """Store a finished rollout, with the answer that was given for it, in one transaction.
+        """Store a finished rollout, with the answer that was given for it. It is committed when this returns.
 
-        Returns False, and changes nothing, if its run_id is stored already.
+        Returns False, and changes nothing, if its run_id is stored already. DataError if it cannot be stored.
         """
-        session = rollout.run_id
-        befores = (None, *rollout.turns)
-        encoded = [_EncodedTurn(rollout, turn, before) for turn, before in zip(rollout.turns, befores, strict=False)]
-        created_at = r.iso(rollout.created_at)
-        messages = sum(len(turn.messages) for turn in encoded)
-        head = (session, created_at, len(encoded), 2 * len(encoded), messages, r.dumps(r.session_metadata(rollout)))
-        outcome = (
-            session,
-            rollout.total_reward,
-            len(rollout.achievements),
-            len(encoded),
-            r.iso(rollout.turns[-1].ended_at) if rollout.turns else created_at,
-            r.dumps(r.outcome_metadata(rollout)),
+        return self.submit(rollout, answer, request_digest).result()
+
+    def submit(self, rollout: Rollout, answer: bytes | None = None, request_digest: str = "") -> Future[bool]:
+        """`add` for who cannot wait: the future is done when the rollout is committed."""
+        # Making the JSON is half of the work. The writer does it, so that an event loop can hand in a long rollout.
+        return self._writer.submit(
+            f"rollout {rollout.run_id}", lambda db: _EncodedRollout(rollout, answer, request_digest).write(db)
         )
-        packed = None if answer is None else zlib.compress(answer, 1)
-        with self._transaction(f"rollout {session}") as db:
-            if db.execute(_SESSION, head).rowcount == 0:
-                return False
-            step = _last_id(db, "session_timesteps") + 1
-            event = _last_id(db, "events") + 1
-            db.executemany(_STEP, [t.step(step + i, i) for i, t in enumerate(encoded)])
-            db.executemany(_CAIS, [t.cais(event + 2 * i, step + i) for i, t in enumerate(encoded)])
-            db.executemany(_ENVIRONMENT, [t.environment(event + 2 * i + 1, step + i) for i, t in enumerate(encoded)])
-            db.executemany(_MESSAGE, [(session, step + i, *m) for i, t in enumerate(encoded) for m in t.messages])
-            db.executemany(_REWARD, [row for i, t in enumerate(encoded) for row in t.rewards(event + 2 * i + 1)])
-            db.execute(_OUTCOME, outcome)
-            if packed is not None:
-                db.execute("INSERT OR REPLACE INTO rollout_answers VALUES (?,?,?)", (session, request_digest, packed))
-        return True
 
     def answer(self, run_id: str) -> bytes | None:
-        """The answer stored with a rollout; None: not stored, or stored without one."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT answer FROM rollout_answers WHERE session_id = ?", (run_id,)
-            ).fetchone()
+        """The answer stored with a rollout; None: not stored, or stored without one. Waits for no writer."""
+        with self._reading:
+            row = self._reader.execute("SELECT answer FROM rollout_answers WHERE session_id = ?", (run_id,)).fetchone()
         return None if row is None else unpack_answer(row[0])
 
     def add_attempt(self, run_id: str, error: str, started_at: float | None = None) -> int:
         """Record a failed attempt (Unix seconds; default now) in our own table. Returns its number, from 1 on."""
-        with self._transaction(f"attempt at {run_id}") as db:
+        return self.submit_attempt(run_id, error, started_at).result()
+
+    def submit_attempt(self, run_id: str, error: str, started_at: float | None = None) -> Future[int]:
+        """`add_attempt` for who cannot wait."""
+        started = r.iso(time.time() if started_at is None else started_at)
+
+        def write(db: sqlite3.Connection) -> int:
             row = db.execute("SELECT coalesce(max(attempt), 0) FROM rollout_attempts WHERE run_id = ?", (run_id,))
             attempt = int(row.fetchone()[0]) + 1
             db.execute(
                 "INSERT INTO rollout_attempts (run_id, attempt, started_at, error) VALUES (?,?,?,?)",
-                (run_id, attempt, r.iso(time.time() if started_at is None else started_at), error),
+                (run_id, attempt, started, error),
             )
-        return attempt
+            return attempt
 
-    @contextmanager
-    def _transaction(self, what: str) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            db = self._connection
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield db
-                    db.execute("COMMIT")
-                finally:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-            except sqlite3.OperationalError as e:
-                raise DataError(f"{self.path}: cannot store {what} ({e}). Check disk space and other writers.") from e
+        return self._writer.submit(f"attempt at {run_id}", write)
 
 
 def unpack_answer(blob: bytes) -> bytes:
     """The answer of a `rollout_answers` row."""
     return zlib.decompress(blob)
+
+
+# --------------------------------------------------------------------------- the writer
+
+
+@dataclass(slots=True)
+class _Job:
+    """Something to be written whole."""
+
+    what: str
+    write: Callable[[sqlite3.Connection], Any]
+    future: Future[Any] = field(default_factory=Future)
+    result: Any = None
+    error: Exception | None = None
+
+
+class _Writer:
+    """The thread that writes, in groups."""
+
+    def __init__(self, connection: TraceConnection, path: Path) -> None:
+        self._connection, self._path = connection, path
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="trace-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, what: str, write: Callable[[sqlite3.Connection], Any]) -> Future[Any]:
+        """Have `write` called in a transaction; the future holds what it returned once that is committed."""
+        job = _Job(what, write)
+        with self._closing:  # nothing is queued behind the end, where nobody would see it
+            if self._closed:
+                raise DataError(f"{self._path}: cannot store {what}, the store is closed.")
+            self._jobs.put(job)
+        return job.future
+
+    def stop(self) -> None:
+        """Write what waits, and end. Stopping twice is stopping once."""
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            group = [job]
+            while len(group) < MOST_AT_ONCE and not self._jobs.empty():
+                if (job := self._jobs.get()) is None:
+                    self._jobs.put(None)  # the next round ends
+                    break
+                group.append(job)
+            group = [job for job in group if job.future.set_running_or_notify_cancel()]
+            self._write(group)
+            for job in group:
+                if job.error is None:
+                    job.future.set_result(job.result)
+                else:
+                    job.future.set_exception(job.error)
+
+    def _write(self, group: Sequence[_Job]) -> None:
+        """Commit a group. One that fails as a whole (a full disk) is tried again one by one: some may still fit."""
+        try:
+            self._commit(group)
+        except sqlite3.Error as e:
+            if len(group) > 1 and not is_busy(e):  # who waited for a lock in vain does not wait again
+                for job in group:
+                    self._write([job])
+                return
+            for job in group:
+                job.error = DataError(
+                    f"{self._path}: cannot store {job.what} ({e}). Nothing of it was written. {remedy(e)}"
+                )
+        except Exception as e:  # a bug: it goes to whoever asked
+            for job in group:
+                job.error = e
+
+    def _commit(self, group: Sequence[_Job]) -> None:
+        db = self._connection
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for job in group:
+                job.error = None
+                db.execute("SAVEPOINT job")
+                try:
+                    job.result = job.write(db)
+                except Exception as e:
+                    if isinstance(e, sqlite3.OperationalError) or type(e) is sqlite3.DatabaseError:
+                        raise  # of the file, not of this rollout
+                    job.error = e
+                    db.execute("ROLLBACK TO job")
+                db.execute("RELEASE job")
+            db.execute("COMMIT")
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+
+
+# --------------------------------------------------------------------------- rows
+
+
+class _EncodedRollout:
+    """A rollout with its JSON made; `write` adds the ids that are known inside the transaction."""
+
+    __slots__ = ("_turns", "_head", "_outcome", "_answer")
+
+    def __init__(self, rollout: Rollout, answer: bytes | None, request_digest: str) -> None:
+        turns = rollout.turns
+        around = zip((None, *turns), turns, (*turns[1:], None), strict=False)
+        self._turns = [_EncodedTurn(rollout, turn, before, following) for before, turn, following in around]
+        created_at = r.iso(rollout.created_at)
+        self._head = (
+            rollout.run_id,
+            created_at,
+            len(turns),
+            2 * len(turns),
+            sum(len(turn.messages) for turn in self._turns),
+            r.dumps(r.session_metadata(rollout)),
+        )
+        self._outcome = (
+            rollout.run_id,
+            rollout.total_reward,
+            len(rollout.achievements),
+            len(turns),
+            r.iso(turns[-1].ended_at) if turns else created_at,
+            r.dumps(r.outcome_metadata(rollout)),
+        )
+        self._answer = None if answer is None else (rollout.run_id, request_digest, zlib.compress(answer, 1))
+
+    def write(self, db: sqlite3.Connection) -> bool:
+        """Insert every row. False, and nothing is written, if the run_id is there already."""
+        if db.execute(_SESSION, self._head).rowcount == 0:
+            return False
+        turns, session = self._turns, self._head[0]
+        step = _last_id(db, "session_timesteps") + 1
+        event = _last_id(db, "events") + 1
+        db.executemany(_STEP, [t.step(step + i, i) for i, t in enumerate(turns)])
+        db.executemany(_CAIS, [t.cais(event + 2 * i, step + i) for i, t in enumerate(turns)])
+        db.executemany(_ENVIRONMENT, [t.environment(event + 2 * i + 1, step + i) for i, t in enumerate(turns)])
+        db.executemany(_MESSAGE, [(session, step + i, *m) for i, t in enumerate(turns) for m in t.messages])
+        db.executemany(_REWARD, [row for i, t in enumerate(turns) for row in t.rewards(event + 2 * i + 1)])
+        db.execute(_OUTCOME, self._outcome)
+        if self._answer is not None:
+            db.execute("INSERT OR REPLACE INTO rollout_answers VALUES (?,?,?)", self._answer)
+        return True
 
 
 def _last_id(db: sqlite3.Connection, table: str) -> int:
@@ -174,17 +301,18 @@ def _last_id(db: sqlite3.Connection, table: str) -> int:
 
 
 class _EncodedTurn:
-    """A turn with its JSON made, outside the lock; the methods add the ids that are known inside."""
+    """A turn with its JSON made; the methods add the ids."""
 
     __slots__ = ("_turn", "_session", "_cais", "_environment", "_rewards", "_started", "_ended", "messages")
 
-    def __init__(self, rollout: Rollout, turn: Turn, before: Turn | None) -> None:
+    def __init__(self, rollout: Rollout, turn: Turn, before: Turn | None, following: Turn | None) -> None:
         self._turn, self._session = turn, rollout.run_id
         reply = turn.reply
         self._started, self._ended = r.iso(turn.started_at), r.iso(turn.ended_at)
         self._cais = (
             f"policy:{rollout.policy}",
-            turn.started_at + reply.latency_ms / 1000.0,
+            answered_at := r.answered_at(turn),
+            r.iso(answered_at),
             rollout.model,
             rollout.provider,
             reply.prompt_tokens,
@@ -192,16 +320,17 @@ class _EncodedTurn:
             reply.prompt_tokens + reply.completion_tokens,
             round(reply.latency_ms),
             r.dumps([r.call_record(rollout, turn, before)]),
-            r.dumps(r.cais_metadata(rollout, turn)),
+            r.dumps(r.cais_metadata(turn)),
         )
+        after = r.state_after(turn, following)
         self._environment = (
             f"environment:{rollout.environment}",
             turn.ended_at,
             turn.reward,
             *r.ending(rollout, turn),
             r.dumps({"text": turn.observation}),
-            r.dumps({"text": turn.next_observation}),
-            r.dumps(r.environment_metadata(rollout, turn)),
+            None if after is None else r.dumps(after),
+            r.dumps(r.environment_metadata(turn)),
         )
         note = r.dumps(r.annotation(turn))
         unlocked = float(len(turn.unlocked))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crafter_pipeline.contracts import Rollout
-from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
+from crafter_pipeline.traces.payload import check_payload
 from crafter_pipeline.traces.reader import attach_event
 from crafter_pipeline.traces.store import TraceStore
 
@@ -24,25 +24,27 @@ def trace_payload(rollout: Rollout, trace_format: str) -> dict[str, Any]:
 def rollout_from_payload(payload: Mapping[str, Any]) -> Rollout:
     """The rollout of a structured trace: exact for ours, as far as the facts are there for the original's.
 
-    DataError if the payload is compact or no trace.
+    Totals count as the trace states them (`total_reward`, `env_steps`, `stop_reason`, `final_achievements` of its
+    metadata); what it does not state is computed from its turns. DataError, in words that follow a name or "it", if
+    the payload is compact or no trace.
     """
-    events = payload.get("event_history")
-    if not isinstance(events, list) or not isinstance(payload.get("session_id"), str):
-        raise DataError("The answer's trace holds no event_history. Ask the task app for trace_format structured.")
+    check_payload(payload)
     steps: dict[Any, r.StepRecord] = {}
     for position, step in enumerate(payload.get("session_time_steps") or ()):
         index = r.first_of(step, "turn_number", "step_index")
-        steps[step.get("step_id")] = r.StepRecord(
-            index=position if index is None else int(index), started_at=r.unix(step.get("timestamp"))
-        )
-    for event in events:
+        index = position if index is None else index
+        steps[step.get("step_id") or f"decision_{index}"] = r.StepRecord(index, r.unix(step.get("timestamp")))
+    for event in payload["event_history"]:
         meta = event.get("metadata") or {}
-        target = steps.get(meta.get("step_id") or f"decision_{meta.get('turn')}")
-        if target is not None:
+        name, turn = meta.get("step_id") or f"decision_{meta.get('turn')}", meta.get("turn")
+        if name not in steps and turn is not None:
+            steps[name] = r.StepRecord(turn)
+        if name in steps:
             kind = event.get("event_type") or ("cais" if event.get("call_records") else "environment")
-            attach_event(target, kind, {**event, **(event.get("time_record") or {})})
+            attach_event(steps[name], kind, {**event, **(event.get("time_record") or {})})
     for message in payload.get("markov_blanket_message_history") or ():
-        target = steps.get((message.get("metadata") or {}).get("step_id"))
+        meta = message.get("metadata") or {}
+        target = steps.get(meta.get("step_id") or f"decision_{meta.get('turn')}")
         if target is not None and message.get("message_type") == "assistant":
             content = message.get("content") or {}
             target.assistant = content.get("json_payload") or r.loads(content.get("text"))
@@ -52,7 +54,7 @@ def rollout_from_payload(payload: Mapping[str, Any]) -> Rollout:
         payload["session_id"],
         r.unix(payload.get("created_at")) or 0.0,
         payload.get("metadata") or {},
-        list(steps.values()),
+        sorted(steps.values(), key=lambda step: step.index),
     )
 
 
@@ -102,6 +104,7 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
     messages: list[r.Json] = []
     for position, turn in enumerate(rollout.turns):
         before = rollout.turns[position - 1] if position else None
+        linked = {"run_id": rollout.run_id, "step_id": r.step_id(turn)}  # here there are no columns that say so
         steps.append(
             {
                 "step_id": r.step_id(turn),
@@ -119,8 +122,8 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
             {
                 "event_type": "cais",
                 "system_instance_id": f"policy:{rollout.policy}",
-                "time_record": {"event_time": turn.started_at + reply.latency_ms / 1000.0, "message_time": None},
-                "metadata": r.cais_metadata(rollout, turn),
+                "time_record": {"event_time": r.answered_at(turn), "message_time": None},
+                "metadata": r.cais_metadata(turn) | linked,
                 "event_metadata": None,
                 "model_name": rollout.model,
                 "provider": rollout.provider,
@@ -142,7 +145,7 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
                 "event_type": "environment",
                 "system_instance_id": f"environment:{rollout.environment}",
                 "time_record": {"event_time": turn.ended_at, "message_time": None},
-                "metadata": r.environment_metadata(rollout, turn),
+                "metadata": r.environment_metadata(turn) | linked,
                 "event_metadata": None,
                 "reward": turn.reward,
                 "terminated": terminated,
@@ -156,12 +159,12 @@ def _structured(rollout: Rollout) -> dict[str, Any]:
             messages.append(
                 {
                     "content": {
-                        "text": None if answer else message.content["text"],
+                        "text": None if answer else message.content["content"],
                         "json_payload": r.dumps(message.content) if answer else None,
                     },
                     "message_type": message.message_type,
                     "time_record": {"event_time": message.event_time, "message_time": None},
-                    "metadata": message.metadata,
+                    "metadata": message.metadata | linked,
                 }
             )
     return {

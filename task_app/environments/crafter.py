@@ -6,10 +6,10 @@ import io
 import struct
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
-from crafter_pipeline.contracts import Reply, StopReason
+from crafter_pipeline.contracts import Reply
 from crafter_pipeline.environments import CRAFTER, EnvironmentInfo
 from crafter_pipeline.errors import FieldError
 from crafter_pipeline.game import (
@@ -31,6 +31,7 @@ from crafter_pipeline.game import (
 )
 from crafter_pipeline.game.curriculum import find_start, find_task, start_states, tasks
 from crafter_pipeline.game.rules import COW, OFFSETS, SKELETON, TREE, ZOMBIE
+from crafter_pipeline.game.setup import CrafterSetup, outcome
 from crafter_pipeline.game.worldgen import generate_world
 from crafter_pipeline.rewards import Counters
 from task_app.answers import Answer, read_answer
@@ -156,25 +157,6 @@ _TOOL = CRAFTER.tool(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CrafterSetup:
-    """In which world an episode begins, where, and what it is about."""
-
-    world: WorldConfig = UNCHANGED
-    start: str | None = None
-    """Name of a start state; it brings its own world."""
-    task: str | None = None
-    """Name of a task; it brings its own start."""
-
-    def record(self) -> dict[str, Any]:
-        """What differs from the unchanged game."""
-        facts: dict[str, Any] = {}
-        if self.world != UNCHANGED:
-            name = next((name for name, world in DIFFICULTIES.items() if world == self.world), None)
-            facts = {"difficulty": name} if name else {"world": self.world.changes()}
-        return facts | {key: value for key, value in (("start", self.start), ("task", self.task)) if value}
-
-
 _TRAILER = struct.Struct("<IB")
 """Of an episode's snapshot, after the game's: a bit for each achievement that was there at its start, and the number of
 its goal, from 1; 0: none."""
@@ -209,16 +191,7 @@ class CrafterEpisode:
         game, goal = self._game, self._goal
         before = moment_before(game, action)
         result = game.step(action)
-        reward = float(len(result.unlocked) if goal is None else goal in result.unlocked)
-        end = None
-        if goal is not None and reward:
-            end = StopReason.SOLVED
-        elif result.died:
-            end = StopReason.DEATH
-        elif result.unlocked and len(game.unlocked) == len(ACHIEVEMENTS):
-            end = StopReason.SOLVED
-        elif result.done:
-            end = StopReason.ENV_LIMIT
+        reward, end = outcome(game, goal, result)
         event = describe(game, before, action, result)
         return Step(action, reward, result.unlocked, end, event, hurt(game, before))
 
@@ -317,12 +290,7 @@ class CrafterEnvironment:
     def start(self, seed: int, max_steps: int, setup: Setup) -> CrafterEpisode:
         """A new game, or one that begins in a start state, where the seed decides what happens by chance."""
         assert isinstance(setup, CrafterSetup)
-        if setup.task is not None:
-            game = find_task(setup.task).begin(seed, max_steps, setup.world)
-        elif setup.start is not None:
-            game = find_start(setup.start).begin(seed, max_steps)
-        else:
-            game = Game(seed, max_steps=max_steps, world=setup.world)
+        game = setup.begin(seed, max_steps)
         return CrafterEpisode(game, setup.task, game.unlocked)
 
     def restore(self, snapshot: bytes) -> CrafterEpisode:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -31,15 +31,13 @@ from crafter_pipeline.mathematics import (
     SPLITS,
     Generator,
     Source,
-    equal,
     is_number,
     last_boxed,
     read_dataset,
     read_file,
     read_folder,
-    restates,
-    split_of,
 )
+from crafter_pipeline.mathematics.setup import MathSetup, Rewards, Status, judge, unreadable
 from crafter_pipeline.rewards import Counters
 from crafter_pipeline.settings import Settings, load_settings
 from task_app.answers import Answer
@@ -77,44 +75,14 @@ CRITERIA = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Rewards:
-    """What an answer is worth; a wrong one is worth nothing."""
-
-    positive: float = 1.0
-    negative_no_answer: float = -0.5
-    negative_no_tool: float = -1.0
-
-
-@dataclass(frozen=True, slots=True)
-class MathSetup:
-    """Which problems are asked, and what answers are worth."""
-
-    source: str = "generator"
-    level: str = "easy"
-    split: str | None = None
-    """None: the seed's own."""
-    index: int | None = None
-    """None: the seed."""
-    attempts: int = 1
-    rewards: Rewards = Rewards()
-
-    def record(self) -> dict[str, Any]:
-        """What differs from one attempt at an easy problem of the generator."""
-        default = MathSetup()
-        keys = ("source", "level", "split", "index", "attempts")
-        changed = {key: getattr(self, key) for key in keys if getattr(self, key) != getattr(default, key)}
-        return changed | ({"rewards": asdict(self.rewards)} if self.rewards != default.rewards else {})
-
-
 class MathEpisode:
     """One problem, answered once or until the attempts are used up."""
 
     def __init__(self, seed: int, setup: MathSetup, source: Source, max_steps: int) -> None:
         self._seed, self._setup, self._max_steps = seed, setup, max_steps
-        self._split = setup.split or split_of(seed)
-        self._problem = source.problem(self._split, seed if setup.index is None else setup.index)
-        self._statuses: list[str] = []
+        self._split, self._number = setup.place(seed)
+        self._problem = source.problem(self._split, self._number)
+        self._statuses: list[Status] = []
 
     def observe(self, style: str) -> str:
         """The problem; after an answer a second line that says how it went."""
@@ -133,25 +101,16 @@ class MathEpisode:
         raise NotImplementedError("math has no pictures")
 
     def step(self, action: str) -> Step:
-        """Judge an answer. Where `mathematics.decide` does not know at once, it waits for the library's process."""
-        rewards = self._setup.rewards
-        if not action.strip():
-            return self._ended(action, "blank_answer", rewards.negative_no_answer)
-        problem = self._problem
-        if restates(action, problem.text, problem.answer) or not equal(action, problem.answer):
-            return self._ended(action, "incorrect", 0.0)
-        return self._ended(action, "correct", rewards.positive)
+        """Judge an answer."""
+        return self._ended(action, judge(action, self._problem))
 
     def unreadable(self, answer: Answer) -> Step:
         """No answer, or one by no or another tool."""
-        rewards = self._setup.rewards
-        if answer.failure_kind == "unreadable":
-            return self._ended("", "blank_answer", rewards.negative_no_answer)
-        status = "wrong_tool" if answer.failure_kind == "wrong_tool" else "missing_tool_call"
-        return self._ended("", status, rewards.negative_no_tool)
+        return self._ended("", unreadable(answer.failure_kind))
 
-    def _ended(self, action: str, status: str, reward: float) -> Step:
+    def _ended(self, action: str, status: Status) -> Step:
         self._statuses.append(status)
+        reward = self._setup.rewards.of(status)
         if self._solved:
             return Step(action, reward, (ACHIEVEMENT,), StopReason.SOLVED)
         end = None
@@ -177,7 +136,7 @@ class MathEpisode:
         """Seed, setup and what was answered; the problem is found again by its number, its answer is not in here."""
         return orjson.dumps([_SNAPSHOT, self._seed, asdict(self._setup), self._max_steps, self._statuses])
 
-    def replay(self, statuses: list[str]) -> None:
+    def replay(self, statuses: list[Status]) -> None:
         """Go on from these answers."""
         self._statuses = list(statuses)
 
@@ -203,7 +162,7 @@ class MathEpisode:
         facts: dict[str, Any] = {
             "correct": self._solved,
             "split": self._split,
-            "index": self._seed if setup.index is None else setup.index,
+            "index": self._number,
             "source": setup.source,
         }
         if setup.source == "generator":

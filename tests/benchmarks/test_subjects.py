@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmarks import game, task_app, traces, workplace
+from benchmarks import dataset, game, task_app, traces, workplace
 
 
 def test_steps():
@@ -26,6 +26,20 @@ def test_cached_resets():
 def test_storing_turns():
     values = traces.measure(quick=True)
     assert values.keys() == {m.name for m in traces.METRICS} and all(v > 0 for v in values.values())
+
+
+def test_building_a_dataset():
+    with workplace() as folder:
+        files = dataset.make_databases(folder, 80)
+        assert dataset.build(files, folder, {})["peak_mb"] > 0
+        rows = (folder / "rows.jsonl").read_bytes().splitlines()
+    assert len(files) == dataset.DATABASES and len(rows) == len(set(rows)) == 80
+
+
+@pytest.mark.slow
+def test_the_largest_dataset_in_small():
+    values = dataset.measure(quick=True)
+    assert values.keys() == {m.name for m in dataset.METRICS} and all(v > 0 for v in values.values())
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_help_imports_neither_prefect_nor_torch():
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("serve", "backend", "run", "up", "down", "doctor"):
+    for command in ("serve", "backend", "run", "export", "filter", "dataset", "up", "down", "doctor"):
         assert command in done.stdout
 
 

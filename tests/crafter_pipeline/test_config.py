@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crafter_pipeline.config import PipelineConfig, apply_overrides, load_config, parse_config
+from crafter_pipeline.config import FilterConfig, PipelineConfig, apply_overrides, load_config, parse_config
 from crafter_pipeline.errors import ConfigError
 
 PROFILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "profiles").glob("*.toml"))
@@ -72,3 +72,32 @@ def test_a_missing_file_and_broken_toml_are_config_errors(tmp_path):
     (tmp_path / "broken.toml").write_text("[rl\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_config(PipelineConfig, tmp_path / "broken.toml")
+
+
+@pytest.mark.parametrize("spelling", ["min_reward", "min_official_score", "min_outcome_reward"])
+def test_published_spellings_of_a_rule_are_read(spelling):
+    config = parse_config(FilterConfig, {spelling: 2}, "x")
+    assert config.min_reward == 2
+    assert parse_config(FilterConfig, config.model_dump(mode="json"), "x") == config
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"min_official_score": 2, "min_reward": 1}, ["min_official_score: another spelling of 'min_reward'"]),
+        ({"min_unique": 3, "max_unique": 1}, ["min_unique = 3 is above max_unique = 1: nothing can pass"]),
+        ({"min_created_at": "2026-02-01", "max_created_at": "2026-01-01T00:00:00Z"}, ["min_created_at", "nothing can"]),
+        ({"min_created_at": "2025"}, ["min_created_at: 2025 is no date", "2026-01-31"]),
+        ({"min_judge_scores": {"a": 2}, "max_judge_scores": {"a": 1}}, ["min_judge_scores.a", "nothing can pass"]),
+        ({"shuffle_seed": 1}, ["shuffle_seed", "shuffle = true"]),
+        ({"export": {"form": "conversation"}, "turns": {"drop_noops": True}}, ["a conversation keeps all its turns"]),
+        ({"export": {"context": 100}}, ["export: context: name the tokenizer"]),
+        ({"export": {"target": "label"}}, ["export: target", "label = "]),
+        ({"export": {"validation_share": 0.6, "test_share": 0.6}}, ["below 1"]),
+        ({"turns": {"drop_noop": True}}, ["turns.drop_noop", "did you mean 'drop_noops'"]),
+    ],
+)
+def test_a_filter_that_cannot_be_meant_is_refused(data, words):
+    with pytest.raises(ConfigError) as e:
+        parse_config(FilterConfig, data, "x.toml")
+    assert all(w in str(e.value) for w in ["x.toml", *words])

@@ -1,9 +1,16 @@
-"""How an episode is asked for."""
+"""How an episode is asked for, and what becomes of its trace."""
 
 from __future__ import annotations
 
+import pytest
+
 from crafter_pipeline.config import CollectConfig, EvaluateConfig
-from crafter_pipeline.episodes import EpisodeSpec
+from crafter_pipeline.contracts import RolloutMetrics, RolloutRequest, RolloutResponse
+from crafter_pipeline.episodes import EpisodeSpec, play
+from crafter_pipeline.errors import DataError
+from crafter_pipeline.traces.imports import FILE
+from crafter_pipeline.traces.reader import read_rollouts
+from crafter_pipeline.traces.wire import trace_payload
 
 URL = "http://127.0.0.1:9"
 
@@ -22,3 +29,48 @@ def test_options_of_the_environment_reach_the_task_app_and_make_it_another_episo
     ):
         assert spec.request(3).env.config == {"level": "medium", "max_env_steps": 100}, "the limit has its own field"
         assert spec.run_id(3) != plain.run_id(3)
+
+
+# --------------------------------------------------------------------------- traces of a task app elsewhere
+
+
+class FarTaskApp:
+    """Answers each request with a rollout, and its trace if that is asked for."""
+
+    def __init__(self, make_rollout, *, traced: bool = True) -> None:
+        self._make, self._traced = make_rollout, traced
+
+    def rollout(self, request: RolloutRequest) -> RolloutResponse:
+        rollout = self._make(request.run_id, seed=request.env.seed)
+        trace = trace_payload(rollout, request.record.trace_format) if request.record.return_trace else None
+        metrics = RolloutMetrics(episode_returns=[1.0], mean_return=1.0, num_steps=2)
+        shown = trace if self._traced else None
+        return RolloutResponse(run_id=request.run_id, trajectories=[], metrics=metrics, trace=shown)
+
+
+def specs(imports=None):
+    collect = EpisodeSpec.to_collect(CollectConfig(), URL, URL, imports)
+    return {"collect": collect, "evaluate": EpisodeSpec.to_evaluate(EvaluateConfig(), "m", URL, URL, imports)}
+
+
+@pytest.mark.parametrize("purpose", ["collect", "evaluate"])
+def test_traces_that_come_with_answers_are_stored(tmp_path, make_rollout, purpose):
+    spec = specs(tmp_path)[purpose]
+    for _ in range(2):
+        assert len(play(FarTaskApp(make_rollout), spec, [1, 2])) == 2
+    expected = [make_rollout(spec.run_id(seed), seed=seed) for seed in (1, 2)]
+    assert sorted(read_rollouts(tmp_path / FILE), key=lambda rollout: rollout.seed) == expected
+
+
+def test_without_a_trace_there_is_nothing_to_learn_from_but_a_score(tmp_path, make_rollout):
+    far, kinds = FarTaskApp(make_rollout, traced=False), specs(tmp_path)
+    assert len(play(far, kinds["evaluate"], [1])) == 1
+    with pytest.raises(DataError, match="Switch its tracing on"):
+        play(far, kinds["collect"], [1])
+
+
+@pytest.mark.parametrize("purpose", ["collect", "evaluate"])
+def test_nothing_is_imported_where_the_task_app_writes_itself(tmp_path, make_rollout, purpose, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(play(FarTaskApp(make_rollout), specs()[purpose], [1])) == 1
+    assert list(tmp_path.iterdir()) == []

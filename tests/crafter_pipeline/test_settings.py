@@ -74,3 +74,17 @@ def test_a_wrong_value_names_its_variable(monkeypatch):
     monkeypatch.setenv("INFERENCE_MAX_CONCURRENT", "lots")
     with pytest.raises(ConfigError, match="INFERENCE_MAX_CONCURRENT: .*lots"):
         load_settings()
+
+
+@pytest.mark.parametrize("name", ["TASKAPP_SFT_OUTPUT_DIR", "SFT_OUTPUT_DIR"])
+def test_side_files_have_two_names_and_the_longer_one_wins(monkeypatch, name):
+    monkeypatch.setenv(name, "sft")
+    assert str(load_settings().taskapp_sft_output_dir) == "sft"
+    monkeypatch.setenv("TASKAPP_SFT_OUTPUT_DIR", "longer")
+    assert str(load_settings().taskapp_sft_output_dir) == "longer"
+
+
+def test_a_switch_that_is_none_is_said(monkeypatch):
+    monkeypatch.setenv("TASKAPP_TRACING_ENABLED", "maybe")
+    with pytest.raises(ConfigError, match="TASKAPP_TRACING_ENABLED: .*maybe"):
+        load_settings()

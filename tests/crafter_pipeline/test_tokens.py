@@ -43,3 +43,20 @@ def test_the_template_is_the_one_that_trl_recognises_as_qwen3():
     from crafter_pipeline.tokens import chat_template
 
     assert chat_template() == trl.qwen3_chat_template
+
+
+def test_our_training_variant_is_trl_s_but_for_the_line_break_after_an_answer():
+    trl = pytest.importorskip("trl.chat_template_utils")
+    from crafter_pipeline.tokens import chat_template, training_template
+
+    ours = training_template(chat_template())
+    marked = "{{- '<|im_end|>\\n' }}\n        {%- endgeneration %}"
+    outside = "{{- '<|im_end|>' }}\n        {%- endgeneration %}\n        {{- '\\n' }}"
+    assert ours.split("-#}")[1].replace(outside, marked) == trl.qwen3_training_chat_template.split("-#}")[1]
+
+
+def test_a_template_is_its_own_training_variant_if_it_has_marks():
+    from crafter_pipeline.tokens import training_template
+
+    marked = "{% generation %}{{ m.content }}{% endgeneration %}"
+    assert (training_template(marked), training_template("{{ m.content }}")) == (marked, None)

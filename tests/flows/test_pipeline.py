@@ -13,7 +13,6 @@ import pytest
 
 import flows.pipeline
 from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.dataset.filtering import DatasetManifest, Source
 from crafter_pipeline.errors import JobFailed
 from crafter_pipeline.report import read_report
 from crafter_pipeline.runs import Run
@@ -53,25 +52,17 @@ def config() -> PipelineConfig:
 
 
 @pytest.fixture
-def world(monkeypatch, tmp_path) -> Iterator[tuple[FakeTaskApp, FakeBackend, Path]]:
+def world(monkeypatch, tmp_path, make_manifest) -> Iterator[tuple[FakeTaskApp, FakeBackend, Path]]:
     """Stand-ins for both services, a filter that always finds something, runs in a temporary folder."""
     monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         flows.pipeline, "services", lambda run: nullcontext(Addresses("http://127.0.0.1:9", "http://127.0.0.1:10"))
     )
-    monkeypatch.setattr("tasks.dataset.build_dataset", _manifest)
-    monkeypatch.setattr("tasks.dataset.Path.glob", lambda self, pattern: [self / "a.db"], raising=False)
+    monkeypatch.setattr("tasks.dataset.build_dataset", lambda dbs, config, out: make_manifest(path=str(out)))
+    monkeypatch.setattr("tasks.dataset.resolve", lambda inputs: [Path(inputs[0]) / "a.db"])
     with standins() as (task_app, backend):
         yield task_app, backend, tmp_path
-
-
-def _manifest(dbs, config, out: Path) -> DatasetManifest:
-    return DatasetManifest(
-        path=str(out), sha256="ab" * 32, bytes=1, rows=5, rollouts=3, turns=5, tokens=50, mean_reward=4.0,
-        achievements={}, models={}, seeds={}, rollouts_read=3, removed={}, turns_below_reward=0, parse_failures=0,
-        duplicates=0, filter={}, sources=(Source(str(dbs[0]), "00", 1, 3),),
-    )  # fmt: skip
 
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(world, config):

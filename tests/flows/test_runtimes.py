@@ -14,7 +14,7 @@ import tasks.task_app
 from crafter_pipeline import connections, detached, environments
 from crafter_pipeline.cli import main
 from crafter_pipeline.config import CollectConfig, PipelineConfig, SeedRange, TaskAppConfig
-from crafter_pipeline.dataset.filtering import build_dataset
+from crafter_pipeline.dataset.build import build_dataset
 from crafter_pipeline.errors import ConfigError, ValidationFailed
 from crafter_pipeline.processes import Service
 from crafter_pipeline.runs import Run

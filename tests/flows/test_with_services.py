@@ -36,7 +36,7 @@ def test_collect_twice_plays_once_and_keys_stay_secret(tmp_path, monkeypatch):
         where = {"task_app_url": at.task_app_url, "inference_url": at.inference_url}
         first, again = collect_rollouts(COLLECT, **where), collect_rollouts(COLLECT, **where)
         assert first == again and first.episodes == 4 and first.env_steps > 0
-        manifest = filter_dataset(FilterConfig(model="crafter-expert"), run.traces, run.dataset)
+        manifest = filter_dataset(FilterConfig(models=("crafter-expert",)), run.traces, run.dataset)
         assert manifest.rollouts_read == 4, "the second time the ledger answered"
         port = at.task_app_url.rsplit(":", 1)[1]
     assert len(minted) == 2

@@ -231,16 +231,12 @@ def test_a_bug_answers_500_without_its_words(serve, make_chat, monkeypatch):
     assert "division" not in answer.text
 
 
-def test_traces_that_cannot_be_written_are_said(serve, make_chat, make_body, monkeypatch):
-    from crafter_pipeline.errors import DataError
-    from crafter_pipeline.traces.store import TraceStore
-
-    def full(*_: object) -> bool:
-        raise DataError("disk full")
-
-    monkeypatch.setattr(TraceStore, "add", full)
-    answer = serve(make_chat("do")).post("/rollout", json=make_body())
+def test_traces_that_cannot_be_written_are_said(serve, make_chat, make_body, trace_rows):
+    app = serve(make_chat("do " + "x" * 100_000))
+    app.app.state.desk._store._connection.execute("PRAGMA max_page_count = 1")  # as on a full disk
+    answer = app.post("/rollout", json=make_body())
     assert answer.status_code == 503 and answer.json()["detail"]["error"]["code"] == "traces_unavailable"
+    assert "full" in answer.text and trace_rows("SELECT count(*) FROM session_traces") == [(0,)]
 
 
 def test_another_environment_s_task_is_refused(open_app, make_body):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import httpx
+import orjson
 import pytest
 
 import task_app.desk
@@ -219,3 +224,69 @@ def make_desk(tmp_path):
         return Desk(chat, LiveEnvironments(environment_of("crafter")), store)
 
     return make
+
+
+# --------------------------------------------------------------------------- what is stored
+
+
+def test_rollouts_that_end_together_are_committed_together(serve, make_chat, make_body, trace_rows):
+    app = serve(make_chat("do"))
+    desk, commits = app.app.state.desk, []
+    store = desk._store
+    store._connection.set_trace_callback(lambda sql: commits.append(sql) if sql == "COMMIT" else None)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other, ThreadPoolExecutor(16) as pool:
+        other.execute("BEGIN IMMEDIATE")  # until all have played
+        answers = [pool.submit(app.post, "/rollout", json=make_body(f"run-{i}")) for i in range(16)]
+        deadline = time.monotonic() + 20
+        while sum(run.progress.turns == 4 for run in list(desk._runs.values())) < 16:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert not any(answer.done() for answer in answers), "no answer before its rollout is committed"
+        other.execute("ROLLBACK")
+        assert all(answer.result().status_code == 200 for answer in answers)
+    assert len(commits) <= 4, "the one that the writer had begun with, and the rest"
+    assert trace_rows("SELECT count(*) FROM session_traces") == [(16,)]
+
+
+def test_a_side_file_is_written_for_what_is_stored(serve, make_chat, make_body, tmp_path):
+    app = serve(make_chat("do"), side_files=tmp_path / "sft")
+    app.post("/rollout", json=make_body("a/b"))
+    app.post("/rollout", json=make_body("rl", record={"store": False}))
+    app.__exit__(None, None, None)
+    (file,) = (tmp_path / "sft").iterdir()
+    assert file.name.startswith("a_b-") and len(file.read_bytes().splitlines()) == 4
+
+
+def test_a_side_file_that_cannot_be_written_fails_nothing(serve, make_chat, make_body, tmp_path, caplog):
+    (tmp_path / "file").touch()
+    app = serve(make_chat("do"), side_files=tmp_path / "file")
+    assert app.post("/rollout", json=make_body()).status_code == 200
+    app.__exit__(None, None, None)
+    assert "No side file for rollout run" in caplog.text
+
+
+def test_logprobs_that_are_asked_for_are_stored(serve, make_chat, make_body, trace_rows):
+    told = {"logprobs": {"content": [{"token": "do", "logprob": -0.25}]}, "token_ids": [7]}
+    body = {"choices": [{"message": {"content": "do"}} | told], "prompt_token_ids": [1, 2]}
+    chat = make_chat(lambda *_: httpx.Response(200, json=body))
+    answer = serve(chat).post("/rollout", json=make_body(record={"logprobs": True})).json()
+    assert all(sent["logprobs"] and sent["return_token_ids"] for sent in chat.bodies)
+    assert "not_applied" not in answer["metrics"]["details"]
+    captured = {"prompt_token_ids": [1, 2], "token_ids": [7], "logprobs": [-0.25]}
+    calls = trace_rows("SELECT call_records -> '$[0].token_traces[0]' FROM events WHERE event_type = 'cais'")
+    assert [orjson.loads(call) for (call,) in calls] == [captured] * 4
+
+
+def test_logprobs_that_the_server_does_not_tell_are_said(serve, make_chat, make_body, trace_rows):
+    chat = make_chat("do")
+    answer = serve(chat).post("/rollout", json=make_body(record={"logprobs": True})).json()
+    assert answer["metrics"]["details"]["not_applied"] == {
+        "record.logprobs": "the model's server did not tell them in 4 of 4 answers"
+    }
+    assert trace_rows("SELECT metadata ->> '$.further.not_applied' FROM session_traces")[0][0].count("logprobs") == 1
+
+
+def test_nobody_asks_for_logprobs_unasked(serve, make_chat, make_body):
+    chat = make_chat("do")
+    serve(chat).post("/rollout", json=make_body())
+    assert not chat.bodies[0].keys() & {"logprobs", "return_token_ids"}

@@ -17,7 +17,7 @@ from crafter_pipeline.contracts import Reply, Rollout, RolloutRequest, StopReaso
 from crafter_pipeline.processes import Service, wait_until
 from crafter_pipeline.settings import Settings, load_settings
 from crafter_pipeline.traces.store import TraceStore
-from task_app.__main__ import _make, main
+from task_app.__main__ import _make, _parser, _traces, main
 from task_app.environments import REGISTRY, environment_of
 from task_app.environments.math import MathEnvironment
 from task_app.plan import plan_rollout
@@ -33,7 +33,7 @@ def rollout_of(run_id: str) -> Rollout:
 
 @pytest.fixture(autouse=True)
 def no_key_and_no_dotenv(monkeypatch, tmp_path):
-    for name in ("ENVIRONMENT_API_KEY", "ENVIRONMENT_API_KEY_ALIASES", "DEV_ENVIRONMENT_API_KEY"):
+    for name in (*map(str.upper, Settings.model_fields), "DEV_ENVIRONMENT_API_KEY", "SFT_OUTPUT_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
 
@@ -102,6 +102,56 @@ def test_an_empty_key_is_no_key(monkeypatch, capsys):
     """As in a copied .env.example: it must not open a public bind."""
     monkeypatch.setenv("ENVIRONMENT_API_KEY", "")
     assert main(["--host", "0.0.0.0", "--port", "0"]) == 2
+
+
+def options(*words: str):
+    return _parser().parse_args(words)
+
+
+def test_traces_go_where_the_flags_say_or_else_the_variables(tmp_path):
+    variables = Settings(_env_file=None, taskapp_trace_db_path="a/variable.db", crafter_trace_db="reading.db")
+    assert _traces(options(), variables) == ("a/variable.db", "a")
+    assert _traces(options("--trace-db", "b/flag.db"), variables) == ("b/flag.db", "b")
+    assert _traces(options("--trace-db", "b/flag.db", "--trace", "c"), variables) == ("b/flag.db", "c")
+    trace_db, ledger = _traces(options("--trace", "c"), variables)
+    assert trace_db.startswith("c/task_app_traces_") and ledger == "c"
+    assert _traces(options(), Settings(_env_file=None))[1] == "traces/v3"
+
+
+@pytest.mark.parametrize("off", ["0", "false", "no", "OFF"])
+def test_tracing_that_is_off_writes_nothing(monkeypatch, tmp_path, off):
+    monkeypatch.setenv("TASKAPP_TRACING_ENABLED", off)
+    monkeypatch.setenv("TASKAPP_SFT_OUTPUT_DIR", str(tmp_path / "sft"))
+    settings = load_settings()
+    assert _traces(options(), settings) == (None, None)
+    assert _traces(options("--trace-db", "t.db"), settings) == ("t.db", "."), "a flag wins"
+    with TestClient(_make({"app": "grpo-crafter", "trace_db": None, "trace_dir": None}, None)) as client:
+        assert client.app.state.desk._store is None and client.get("/health").status_code == 200
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "variable"), [([], "libsql://x.turso.io"), (["--trace-db", "libsql://x.turso.io"], ""), ([], "ws://h")]
+)
+def test_a_trace_server_is_refused_by_name(monkeypatch, capsys, flags, variable):
+    monkeypatch.setenv("TURSO_LOCAL_DB_URL", variable)
+    assert main(["--port", "0", *flags]) == 2
+    error = capsys.readouterr().err
+    assert ("--trace-db" if flags else "TURSO_LOCAL_DB_URL") in error and "Name a file" in error
+
+
+def test_what_is_written_is_said_at_the_start(tmp_path):
+    variables = {"TASKAPP_TRACE_DB_PATH": str(tmp_path / "t.db"), "SFT_OUTPUT_DIR": str(tmp_path / "sft")}
+    for changes, words in (
+        ({}, f"traces in {tmp_path / 't.db'}, side files in {tmp_path / 'sft'}"),
+        ({"TASKAPP_TRACING_ENABLED": "0"}, "no traces (TASKAPP_TRACING_ENABLED is off)"),
+    ):
+        log, environment = tmp_path / "log.txt", variables | changes | {"PYTHONPATH": ROOT}
+        with Service("task app", "task_app", ["grpo-crafter"], log=log, environment=environment):
+            assert words in log.read_text()
+        (tmp_path / "t.db").unlink(missing_ok=True)
+        log.unlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

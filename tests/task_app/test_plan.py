@@ -57,7 +57,7 @@ def test_a_request_that_applies_has_nothing_to_say():
             {"policy": {"provider": "openai", "inference_url": None, "thinking_budget": 9}},
             "policy.config.thinking_budget",
         ),
-        ({"record": {"logprobs": True}}, "record.logprobs"),
+        ({"record": {"logprobs": True}, "policy": {"provider": "groq", "inference_url": None}}, "record.logprobs"),
         ({"record": {"value": True}}, "record.value"),
         ({"record": {"video": True}}, "record.video"),
         ({"safety": {"max_cost": 1}}, "safety.max_cost"),

@@ -27,7 +27,7 @@ from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, shards
 from crafter_pipeline.errors import DataError, ServiceError
 from crafter_pipeline.services import ServiceGone
 from crafter_pipeline.training import RlJob, SftJob
-from tasks.artifacts import publish_evaluation_artifact
+from tasks.artifacts import publish_dataset_artifact, publish_evaluation_artifact
 from tasks.dataset import filter_traces, hash_dataset
 from tasks.episodes import play_all, play_episodes
 from tasks.scoring import score
@@ -101,8 +101,22 @@ def test_filtering_is_tried_again(monkeypatch, tmp_path):
 
 
 def test_filtering_without_traces_is_not_tried_again(tmp_path):
-    with pytest.raises(DataError, match="Collect rollouts first"):
-        filter_traces(FilterConfig(), tmp_path, tmp_path / "out.jsonl")
+    for traces in (tmp_path, [tmp_path / "*.db"]):
+        with pytest.raises(DataError, match="Collect rollouts first"):
+            filter_traces(FilterConfig(), traces, tmp_path / "out.jsonl")
+
+
+def test_traces_may_be_a_folder_a_glob_or_a_list(monkeypatch, tmp_path):
+    for name in ("a.db", "b.db", "c.db"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(tasks.dataset, "build_dataset", lambda databases, config, out: [d.name for d in databases])
+    for traces, found in (
+        (tmp_path, ["a.db", "b.db", "c.db"]),
+        (tmp_path / "b.db", ["b.db"]),
+        (tmp_path / "[ab].db", ["a.db", "b.db"]),
+        ([tmp_path / "c.db", tmp_path], ["c.db", "a.db", "b.db"]),
+    ):
+        assert filter_traces.fn(FilterConfig(), traces, tmp_path / "out.jsonl") == found
 
 
 @pytest.mark.parametrize("job, call", [(SFT, "create_sft"), (SFT, "start"), (RL, "create_rl")])
@@ -144,6 +158,18 @@ def test_scoring_and_publishing_are_tried_again(monkeypatch):
     monkeypatch.setattr(tasks.artifacts, "create_markdown_artifact", artifact)
     publish_evaluation_artifact(evaluation)
     assert (again.calls, artifact.calls) == (2, 2)
+
+
+def test_a_dataset_is_published_as_a_card_and_a_table_of_what_each_rule_removed(monkeypatch, make_manifest):
+    published = {}
+    for kind in ("markdown", "table"):
+        monkeypatch.setattr(
+            tasks.artifacts, f"create_{kind}_artifact", lambda content, key, **_: published.update({key: content})
+        )
+    publish_dataset_artifact.fn(make_manifest())
+    assert set(published) == {"dataset", "dataset-funnel"}
+    assert {"rule": "min_reward", "of": "rollouts", "removed": "2", "left": "7"} in published["dataset-funnel"]
+    assert "# train.jsonl" in published["dataset"] and "data:image/svg+xml" in published["dataset"]
 
 
 def test_a_missing_dataset_is_said_at_once(tmp_path):

@@ -32,6 +32,9 @@ def add_trained(client, job_id, base="crafter-tiny", kind="sft", prefix="fft"):
         ('{"messages": [{"role": "user", "content": null}]}', "content must be"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "must be the assistant's"),
         ('{"messages": [{"role": "assistant", "content": ""}]}', "is empty"),
+        ('{"prompt": "x", "completion": "y"}', "or lists `prompt` and `completion`"),
+        ('{"prompt": [{"role": "user", "content": "x"}], "completion": "y"}', "must be the assistant's"),
+        ('{"prompt": [{"role": "user", "content": "x"}], "completion": []}', "must be the assistant's"),
     ],
 )
 def test_an_upload_that_cannot_be_trained_on_is_refused_with_its_line(make_service, line, complaint):
@@ -41,6 +44,13 @@ def test_an_upload_that_cannot_be_trained_on_is_refused_with_its_line(make_servi
         message = answer.json()["detail"]["error"]["message"]
         assert "line 2" in message and complaint in message
         assert client.get("/api/files").json()["data"] == []
+
+
+def test_prompts_and_completions_are_taken_too(make_service):
+    with make_service() as client:
+        row = {"prompt": ROW["messages"][:-1], "completion": ROW["messages"][-1:]}
+        answer = send_file(client, json.dumps(row) + "\n")
+        assert answer.status_code == 200 and answer.json()["rows"] == 1
 
 
 @pytest.mark.parametrize("body", ["[NaN]", '"\\ud800"', "[1,2"])

@@ -172,7 +172,11 @@ def without(key):
         (body(trace={"event_history": "x"}), 422, "event_history"),
         (body(trace={"event_history": []}), 400, "no turns"),
         (body(trace={"event_history": [{"metadata": "x"}]}), 400, "cannot be read"),
-        (body(trace={"event_history": [{"event_type": "cais", "call_records": [3]}]}), 400, "cannot be read"),
+        (
+            body(trace={"event_history": [{"event_type": "cais", "call_records": [3]}]}),
+            400,
+            "call_records[0]: it should be an object",
+        ),
         (body(rubric={"outcome": [{"id": "style"}]}), 422, "rubric.outcome.criteria.0.id"),
         (body(rubric={"outcome": [{"id": "a", "weight": -1}]}), 422, "rubric.outcome.criteria.0.weight"),
         (body(rubric={"outcome": {"criteria": [{"id": "a"}], "aggregation": "custom"}}), 422, "plug-in"),

@@ -6,7 +6,6 @@ CPU cores in minutes, and the code that trains it is the code that trains Qwen3-
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,10 @@ from transformers import (
 )
 from transformers.modeling_utils import PreTrainedModel
 
-from crafter_pipeline.environments import ENVIRONMENTS
+from crafter_pipeline import tokens
 from crafter_pipeline.errors import PipelineError
-from crafter_pipeline.tokens import END_OF_TEXT, TURN_END, build_tokenizer, chat_template
+from crafter_pipeline.tokens import END_OF_TEXT, TINY, TINY_CONTEXT, TURN_END, chat_template
 
-TINY = "crafter-tiny"
-TINY_CONTEXT = 4096
 TINY_SHAPE: dict[str, Any] = dict(
     hidden_size=96,
     intermediate_size=288,
@@ -39,9 +36,8 @@ TINY_SHAPE: dict[str, Any] = dict(
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The word tokenizer over the vocabulary of every registered environment."""
-    words = itertools.chain.from_iterable(ENVIRONMENTS[name].vocabulary for name in sorted(ENVIRONMENTS))
     return PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(words),
+        tokenizer_object=tokens.tiny_tokenizer(),
         eos_token=TURN_END,
         pad_token=END_OF_TEXT,
         chat_template=chat_template(),

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from crafter_pipeline.tokens import in_one_text
+
 
 def render(
     tokenizer: PreTrainedTokenizerBase,
@@ -16,9 +18,10 @@ def render(
     answer_next: bool,
     **variables: Any,
 ) -> str:
-    """A conversation in the tokenizer's chat template; `answer_next` opens the assistant's turn."""
+    """A conversation in the tokenizer's chat template, text in parts as one text; `answer_next` opens the assistant's
+    turn."""
     text = tokenizer.apply_chat_template(
-        [dict(m) for m in messages],
+        in_one_text(messages),
         tools=[dict(t) for t in tools] if tools else None,
         add_generation_prompt=answer_next,
         tokenize=False,

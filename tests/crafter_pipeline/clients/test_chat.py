@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from crafter_pipeline.clients.chat import MAX_ANSWER_BYTES, ChatClient, chat_url, shown_url
+from crafter_pipeline.clients.chat import MAX_ANSWER_BYTES, ChatClient, chat_url, shown_url, tells_logprobs
 from crafter_pipeline.errors import ModelError
 from crafter_pipeline.settings import Settings
 
@@ -126,6 +126,51 @@ def test_template_arguments_go_to_no_host_that_refuses_them(url, sent):
     chat = standin.ScriptedChat("do")
     ask(chat, url, REQUEST | {"chat_template_kwargs": {"enable_thinking": False}, "parallel_tool_calls": False})
     assert ("chat_template_kwargs" in chat.bodies[0]) == sent and "parallel_tool_calls" in chat.bodies[0]
+
+
+def answering(**choice):
+    """A completion whose one choice says `choice`, as vLLM does: the prompt's ids stand beside the choices."""
+    prompt_token_ids = choice.pop("prompt_token_ids", None)
+    body = {"choices": [{"message": {"content": "do"}} | choice], "prompt_token_ids": prompt_token_ids}
+    return standin.ScriptedChat(lambda *_: httpx.Response(200, json=body))
+
+
+def test_token_ids_and_logprobs_are_kept_where_the_server_tells_them():
+    content = [{"token": "d", "logprob": -0.5, "top_logprobs": []}, {"token": "o", "logprob": 0}]
+    reply = ask(answering(prompt_token_ids=[1, 2], token_ids=[3, 4], logprobs={"content": content}))
+    assert (reply.prompt_token_ids, reply.token_ids, reply.logprobs) == ((1, 2), (3, 4), (-0.5, 0.0))
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"logprobs": None, "token_ids": None},
+        {"logprobs": {"content": None}},
+        {"logprobs": {"content": [{"logprob": -0.5}, {}]}},
+        {"logprobs": {"content": [{"logprob": None}]}, "token_ids": [1.5], "prompt_token_ids": "1 2"},
+        {"logprobs": [-0.5], "token_ids": {"0": 1}, "prompt_token_ids": [True]},
+    ],
+)
+def test_what_a_server_does_not_tell_is_none(choice):
+    reply = ask(answering(**choice))
+    assert (reply.content, reply.prompt_token_ids, reply.token_ids, reply.logprobs) == ("do", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "model", "sent"),
+    [
+        ("http://model.test/v1", "gpt-5", {"logprobs", "return_token_ids"}),
+        ("https://api.openai.com/v1", "gpt-4o", {"logprobs"}),
+        ("https://api.openai.com/v1", "gpt-5-mini", set()),
+        ("https://api.groq.com/openai/v1", "qwen/qwen3-32b", set()),
+    ],
+)
+def test_logprobs_are_asked_of_no_host_that_refuses_them(url, model, sent):
+    chat = standin.ScriptedChat("do")
+    ask(chat, url, REQUEST | {"model": model, "logprobs": True, "return_token_ids": True})
+    assert chat.bodies[0].keys() & {"logprobs", "return_token_ids"} == sent
+    assert tells_logprobs(url, model) == ("logprobs" in sent)
 
 
 @pytest.mark.parametrize(

@@ -32,12 +32,15 @@ def test_without_time_steps_and_names_every_model_call_begins_a_turn(make_rollou
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"event_history": "x"}, "no event_history"),
+        ({"event_history": "x"}, "event_history: it should be a valid list"),
         ({"event_history": [], "session_time_steps": []}, "no turns"),
-        ({"session_time_steps": [{"step_id": "decision_0", "turn_number": math.inf}]}, "cannot be read"),
-        ({"session_time_steps": [3]}, "cannot be read"),
-        ({"metadata": {"writer": "crafter-pipeline"}}, "cannot be read"),
-        ({"metadata": 7}, "cannot be read"),
+        (
+            {"session_time_steps": [{"step_id": "decision_0", "turn_number": math.inf}]},
+            "session_time_steps.0..turn_number",
+        ),
+        ({"session_time_steps": [3]}, "session_time_steps.0.: it should be an object"),
+        ({"metadata": {"seed": "x"}}, "metadata.seed"),
+        ({"metadata": 7}, "metadata: it should be an object"),
     ],
 )
 def test_what_is_no_trace_is_a_data_error(make_rollout, changes, says):

@@ -50,7 +50,7 @@ def make_evaluation():
 
 
 @pytest.fixture
-def full_report(make_evaluation):
+def full_report(make_evaluation, make_manifest):
     """A run in which everything worked."""
     evaluations = [
         make_evaluation("random", 1.3, model="crafter-random"),
@@ -83,20 +83,7 @@ def full_report(make_evaluation):
         ],
         evaluations=evaluations,
         comparisons=compare_all(evaluations, bootstrap=1000),
-        dataset={
-            "path": "runs/3f9c20ab71de/dataset.jsonl",
-            "rows": 64_310,
-            "tokens": 7_912_400,
-            "sha256": "9a0b" * 16,
-            "traces": ["traces/v3/task_app_traces_20251121.db"],
-            "funnel": [
-                {"rule": "rollouts read", "left": 400},
-                {"rule": "of crafter-expert", "left": 400},
-                {"rule": "min_achievements 8", "left": 341},
-                {"rule": "limit 322", "left": 322},
-            ],
-            "card": {"source": "crafter-expert, 400 train seeds", "mean return": 12.31, "actions": {"do": 0.31}},
-        },
+        dataset=make_manifest(rows=64_310, tokens=7_912_400, sha256="9a0b" * 16),
         models=[
             ModelRecord("fft:crafter-tiny:job_3f2a91c0", "crafter-tiny", "9a0b" * 16, {"parameters": 348_000}),
             ModelRecord("rl:crafter-tiny:job_77b0e2d4", "fft:crafter-tiny:job_3f2a91c0"),

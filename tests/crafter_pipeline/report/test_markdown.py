@@ -15,7 +15,6 @@ from crafter_pipeline.evaluation import compare
 from crafter_pipeline.report import (
     RunReport,
     comparison_markdown,
-    dataset_markdown,
     evaluation_markdown,
     plots,
     run_markdown,
@@ -50,18 +49,6 @@ def test_a_comparison_marks_what_is_shown(make_evaluation):
     few = [make_evaluation("random", 1.3, count=3), make_evaluation("sft", 9.0, count=3)]
     assert "too few seeds" in comparison_markdown(compare(*few, 500), plot=False)
     assert len(images(markdown)) == 1
-
-
-def test_a_dataset_shows_its_funnel(full_report):
-    markdown = dataset_markdown(full_report.dataset)
-    assert "| min_achievements 8 | 341 | −59 |" in markdown
-    assert "`64,310`" in markdown
-    assert "Card" not in dataset_markdown({"path": "d.jsonl"})
-
-
-def test_a_card_cannot_leave_its_fence():
-    markdown = dataset_markdown({"card": "a\n```\n<b>out</b>"})
-    assert markdown.count("````") == 2
 
 
 def test_a_run_in_one_artifact(full_report):

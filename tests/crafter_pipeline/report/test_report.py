@@ -23,7 +23,7 @@ from crafter_pipeline.report import (
     verdict,
     write_report,
 )
-from crafter_pipeline.report.report import funnel, lineage
+from crafter_pipeline.report.report import lineage
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -139,10 +139,10 @@ def test_the_page_fetches_nothing_and_is_well_formed(full_report):
     assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", html)
     assert len(page.ids) == len(set(page.ids))
     assert {t[1:] for t in page.targets} <= set(page.ids)
-    assert page.tags.count("svg") == 6  # scores, differences, two curves and two more metrics
+    assert page.tags.count("svg") == 10  # scores, differences, two curves and two more metrics, four of the dataset
 
 
-def test_what_models_say_cannot_become_markup(full_report):
+def test_what_models_say_cannot_become_markup(full_report, make_manifest):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     report = replace(
         full_report,
@@ -152,7 +152,7 @@ def test_what_models_say_cannot_become_markup(full_report):
         evaluations=[replace(e, model=evil, label=e.label + evil) for e in full_report.evaluations],
         comparisons=[replace(c, a=evil) for c in full_report.comparisons],
         models=[ModelRecord(evil, evil, evil)],
-        dataset={"path": evil, "rows": 1, "tokens": 1, "sha256": evil, "card": evil, "funnel": {evil: 3}},
+        dataset=make_manifest(path=evil, sha256=evil, models={evil: 1}, unlocks={evil: 1}, goals={evil: 3}),
         stages=[Stage(evil, 1.0, evil)],
         training={"sft": {"loss" + evil: [(1, 1.0), (2, 0.5)]}},
         environment={evil: evil},
@@ -171,7 +171,7 @@ def test_the_page_shows_what_happened(full_report):
         "It learned: rl",
         "evaluate-teacher",
         "64,310",
-        "min_achievements 8",
+        "turns.drop_noops",
         "fft:crafter-tiny:job_3f2a91c0",
         "place_table",
         "crafter-pipeline run --profile tiny",
@@ -261,19 +261,6 @@ def test_a_student_that_plays_at_random_is_not_said_to_learn(make_evaluation):
 
 
 # --------------------------------------------------------------------------- parts
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        [{"rule": "read", "left": 4}, {"rule": "kept", "left": 2}],
-        {"read": 4, "kept": 2},
-        [("read", 4), ["kept", 2]],
-        [{"step": "read", "kept": 4, "removed": 0}, {"step": "kept", "kept": 2, "removed": 2}],
-    ],
-)
-def test_a_funnel_is_read_in_any_of_its_forms(raw):
-    assert funnel({"funnel": raw}) == [("read", 4), ("kept", 2)]
 
 
 def test_lineage_runs_from_seeds_to_models(full_report):

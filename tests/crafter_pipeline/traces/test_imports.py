@@ -44,6 +44,14 @@ def test_everybody_shares_one_store_and_the_last_one_closes_it(tmp_path, make_ro
     assert [p.name for p in tmp_path.iterdir()] == [FILE], "closed: no log is left beside it"
 
 
+def test_a_trace_that_cannot_be_read_says_where(tmp_path, make_rollout):
+    payload = trace_payload(make_rollout(), "structured")
+    payload["event_history"][1]["reward"] = "lots"
+    with importing(tmp_path) as store, pytest.raises(DataError, match=r"rollout run-0 .*event_history\[1\]\.reward"):
+        import_answer(store, answer_of(make_rollout(), trace=payload))
+    assert list(read_rollouts(tmp_path / FILE)) == []
+
+
 def test_an_answer_without_a_trace_says_what_is_missing(tmp_path, make_rollout):
     with importing(tmp_path) as store, pytest.raises(DataError, match="Switch its tracing on"):
         import_answer(store, answer_of(make_rollout(), trace=None))

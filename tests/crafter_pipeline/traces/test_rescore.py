@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from crafter_pipeline.errors import DataError, FieldError
+from crafter_pipeline.errors import FieldError
 from crafter_pipeline.game import ACHIEVEMENTS
 from crafter_pipeline.rewards import Counters, Shaper, read_step_rewards
 from crafter_pipeline.traces.reader import read_rollouts
-from crafter_pipeline.traces.rescore import Totals, databases, rescore
+from crafter_pipeline.traces.rescore import Totals, rescore
 
 ON = {"enabled": True, "mode": "decision_stepwise"}
 PER_ACHIEVEMENT = ON | {"strategy": "per_achievement", "weights": {"collect_wood": 0.5}}
@@ -146,14 +146,6 @@ def test_the_originals_database_can_be_rescored_but_not_checked(sample_db):
     results = [rescore(rollout, ON) for rollout in read_rollouts(sample_db)]
     totals = Totals.of(results)
     assert totals.rescored == totals.rollouts == totals.unchecked > 0 and totals.mismatches == 0
-
-
-def test_databases_of_files_and_folders_are_read_once(make_db, play, tmp_path):
-    path = make_db([play()])
-    assert databases([path, tmp_path, path]) == [path]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no trace database"):
-        databases([tmp_path / "empty"])
 
 
 def test_totals_leave_out_what_could_not_be_computed(play):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import lzma
 import os
 import sqlite3
 from collections import Counter
@@ -7,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 
 import orjson
 import pytest
@@ -16,6 +18,8 @@ from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces.reader import list_sessions, read_rollouts
 from crafter_pipeline.traces.schema import OWN_TABLES, V3_TABLES
 from crafter_pipeline.traces.store import TraceStore, default_trace_path
+
+DATA = Path(__file__).parents[2] / "data"
 
 
 def rows(path, sql):
@@ -47,7 +51,7 @@ def test_the_rows_of_a_rollout_are_those_of_v3(make_db, make_rollout):
     kinds = Counter(kind for (kind,) in rows(path, "SELECT reward_type FROM event_rewards"))
     assert kinds == {"sparse": 2, "achievement_delta": 2, "unique_achievement_delta": 1}
     content = [orjson.loads(c) for (c,) in rows(path, "SELECT content FROM messages ORDER BY id LIMIT 3")]
-    assert content[1] == {"role": "user", "text": "tree east, step 0", "content": "tree east, step 0"}
+    assert content[1] == {"role": "user", "content": "tree east, step 0"}
     assert content[2] == [{"tool_name": "interact_many", "arguments": {"actions": ["do"]}}]
 
 
@@ -117,9 +121,9 @@ def test_a_system_prompt_is_told_once_beside_the_calls(make_db, make_rollout, ma
     path = make_db([make_rollout(turns=(make_turn(0), make_turn(1), other))])
     sql = "SELECT content FROM messages WHERE message_type = 'system' ORDER BY id"
     first, same, another = (orjson.loads(content) for (content,) in rows(path, sql))
-    assert first["text"] == first["content"] and first["text"].startswith("You play")
-    assert same == {"role": "system", "text": "", "content": "", "same_as": "decision_0"}
-    assert another["text"] == "Another."
+    assert first["content"].startswith("You play")
+    assert same == {"role": "system", "content": "", "same_as": "decision_0"}
+    assert another["content"] == "Another."
 
 
 def test_a_picture_is_stored_once_with_its_type(make_db, make_rollout, make_turn):
@@ -133,7 +137,7 @@ def test_a_picture_is_stored_once_with_its_type(make_db, make_rollout, make_turn
     ((calls,),) = rows(path, "SELECT call_records FROM events WHERE event_type = 'cais'")
     part = orjson.loads(calls)[0]["input_messages"][0]["parts"][1]
     assert part == {"type": "image", "mime_type": "image/png", "base64_data": data}
-    assert rows(path, "SELECT json_extract(content, '$.text') FROM messages WHERE message_type = 'user'") == [
+    assert rows(path, "SELECT json_extract(content, '$.content') FROM messages WHERE message_type = 'user'") == [
         ("look\n[image]",)
     ]
     assert list(read_rollouts(path)) == [rollout]
@@ -155,6 +159,76 @@ def test_a_picture_is_stored_once_with_its_type(make_db, make_rollout, make_turn
 def test_any_content_of_a_message_comes_back(make_db, make_rollout, make_turn, content):
     rollout = make_rollout(turns=(make_turn(0, messages=({"role": "user", "content": content},)),))
     assert list(read_rollouts(make_db([rollout]))) == [rollout]
+
+
+def test_token_ids_and_logprobs_come_back(make_db, make_rollout, make_turn):
+    captured = Reply("do", prompt_token_ids=(1, 2, 3), token_ids=(4, 151_643), logprobs=(-0.12345678901234567, 0.0))
+    partly = Reply("do", token_ids=(), logprobs=None)
+    rollout = make_rollout(turns=(make_turn(0, reply=captured), make_turn(1, reply=partly), make_turn(2)))
+    path = make_db([rollout])
+    assert list(read_rollouts(path)) == [rollout]
+    ((first,), _, (third,)) = rows(path, "SELECT call_records FROM events WHERE event_type = 'cais' ORDER BY id")
+    assert orjson.loads(first)[0]["token_traces"][0]["token_ids"] == [4, 151_643]
+    assert "token_traces" not in orjson.loads(third)[0]
+
+
+def test_a_state_is_stored_once(make_db, make_rollout, make_turn):
+    """The state after a turn is the one before the next, unless it is not."""
+    turns = (
+        make_turn(0, observation="a", next_observation="b"),
+        make_turn(1, observation="b", next_observation="c"),
+        make_turn(2, observation="another", next_observation=""),
+        make_turn(3, observation="e", next_observation="f"),
+    )
+    rollout = make_rollout(turns=turns)
+    path = make_db([rollout])
+    sql = "SELECT system_state_{} ->> '$.text' FROM events WHERE event_type = 'environment' ORDER BY id"
+    assert rows(path, sql.format("before")) == [("a",), ("b",), ("another",), ("e",)]
+    assert rows(path, sql.format("after")) == [(None,), ("c",), ("",), ("f",)]
+    assert list(read_rollouts(path)) == [rollout]
+
+
+def test_a_database_that_keeps_both_states_is_read_exactly(tmp_path, make_rollout, make_turn):
+    """As this package wrote it before a state was stored once, with everything that a turn can hold."""
+    path = tmp_path / "old.db"
+    path.write_bytes(lzma.decompress((DATA / "traces_both_states.db.xz").read_bytes()))
+    call = {"id": "c1", "type": "function", "function": {"name": "interact_many", "arguments": '{"actions":["do"]}'}}
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    system, reply = make_turn().messages[0], {"role": "assistant", "content": "do"}
+    asked = [{"role": "user", "content": f"step {i}"} for i in range(4)]
+    everything = (
+        make_turn(
+            0,
+            reply=Reply("", thinking="x", tool_calls=(call, {**call, "extra": 1}), finish_reason="tool_calls"),
+            started_at=1_790_000_000.1234567,
+        ),
+        make_turn(1, reply=Reply("<think>a</think> dance"), actions=("noop",), parse_failure="no action in 'dance'"),
+        make_turn(2, messages=({"role": "user", "content": [{"type": "text", "text": "look"}, picture]},)),
+        make_turn(3, reward=0.25, unlocked=("wake_up",), info={"stepwise": {"indicator": 1}}),
+        make_turn(4, messages=(*make_turn().messages, {"role": "assistant", "content": None, "tool_calls": [call]})),
+        make_turn(5, observation="another view than the turn before left", next_observation=""),
+    )
+    history = tuple(
+        make_turn(i, messages=(system, *(m for each in asked[:i] for m in (each, reply)), asked[i])) for i in range(4)
+    )
+    facts = {"tools": ({"type": "function"},), "metadata": {"policy_config": {"temperature": 0.5}}}
+    assert list(read_rollouts(path)) == [
+        make_rollout("run-all", turns=everything, stop_reason=StopReason.DEATH, total_reward=0.25, **facts),
+        make_rollout("run-history", turns=history, created_at=1_790_000_001.7654321),
+        make_rollout("run-empty", turns=(), achievements=(), total_reward=0.0, env_steps=0, created_at=1_790_000_002.0),
+    ]
+    with TraceStore(path) as store:  # and continued
+        assert not store.add(make_rollout("run-all")) and store.add(make_rollout("run-new"))
+        assert store.answer("run-all") == b'{"run_id":"0"}' and store.add_attempt("run-x", "again") == 2
+    assert [info.session_id for info in list_sessions(path)][0] == "run-all" and len(list_sessions(path)) == 4
+
+
+def test_the_views_say_when_a_model_was_used(make_db, make_rollout):
+    path = make_db([make_rollout()])
+    ((first, last),) = rows(path, "SELECT first_used, last_used FROM model_usage_stats")
+    assert first == "2026-09-21T14:13:20.135706+00:00" and first < last
+    sql = "SELECT count(*) FROM events WHERE event_type = 'cais' AND abs(unixepoch(created_at) - event_time) > 1"
+    assert rows(path, sql) == [(0,)]
 
 
 def test_a_call_that_goes_on_from_a_lost_one_is_damage(make_db, make_rollout, make_turn):
@@ -283,4 +357,4 @@ def test_a_turn_is_compact(make_db, make_rollout, make_turn):
         for i in range(100)
     )
     path = make_db([replace(make_rollout(f"run-{i}"), turns=turns) for i in range(5)])
-    assert os.path.getsize(path) / 500 < 4096
+    assert os.path.getsize(path) / 500 < 3700

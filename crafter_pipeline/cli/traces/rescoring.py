@@ -1,36 +1,43 @@
-"""`crafter-pipeline traces …`: questions to stored rollouts. Nothing heavy is imported before a command runs."""
+"""`traces rescore`: the rewards of stored rollouts under another shaping."""
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from crafter_pipeline.cli.shaping import read_shaping
+from crafter_pipeline.cli.traces.common import (
+    NO_INPUTS,
+    AsJson,
+    Inputs,
+    bar,
+    console,
+    print_json,
+    say,
+    short,
+    tell_damage,
+)
 from crafter_pipeline.errors import ConfigError, DataError, FieldError
 
 if TYPE_CHECKING:
-    from crafter_pipeline.contracts import Rollout
+    from crafter_pipeline.traces.reader import Damage
     from crafter_pipeline.traces.rescore import Rescored, Totals
 
 SHOWN_ROLLOUTS = 40
 """Rows of the table; --json and --out have all."""
 
-traces = App(name="traces", help="Ask stored rollouts.", help_format="plaintext")
 
-
-@traces.command
 def rescore(
     *,
-    in_: Annotated[list[Path], Parameter(name="--in", consume_multiple=True, negative="")],
+    inputs: Inputs = NO_INPUTS,
     rewards: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     out: Path | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Compute the rewards of stored rollouts again, under another shaping or (without one) their own.
 
@@ -38,8 +45,6 @@ def rescore(
 
     Parameters
     ----------
-    in_:
-        Trace databases, or folders of them.
     rewards:
         TOML file with a step_rewards table, or its keys at the top.
     set_:
@@ -51,13 +56,21 @@ def rescore(
     """
     from crafter_pipeline.files import write_whole
     from crafter_pipeline.traces import rescore as core
+    from crafter_pipeline.traces.reader import read_rollouts
 
     shaping = read_shaping(rewards, set_ or ())
-    paths = core.databases(in_)
+    paths = inputs.databases()
+    damaged: list[Damage] = []
+    results = []
     try:
-        results = [core.rescore(rollout, shaping) for rollout in _rollouts(paths)]
+        with bar("rollouts", paths) as advance:
+            for path in paths:
+                for rollout in read_rollouts(path, damaged=damaged.append):
+                    results.append(core.rescore(rollout, shaping))
+                    advance()
     except FieldError as e:
         raise ConfigError(f"step_rewards.{e}") from None
+    tell_damage(damaged)
     totals = core.Totals.of(results)
     if not totals.rollouts:
         raise DataError(f"{', '.join(map(str, paths))}: no rollouts in it. Collect some first.")
@@ -70,7 +83,7 @@ def rescore(
     if out is not None:
         write_whole(out, json.dumps(result, indent=1) + "\n")
     if as_json:
-        print(json.dumps(result, indent=1))
+        print_json(result)
     else:
         _show(results, totals, shaping)
     if not totals.rescored:
@@ -78,28 +91,9 @@ def rescore(
     return 1 if totals.mismatches else 0
 
 
-def _rollouts(paths: Sequence[Path]) -> Iterator[Rollout]:
-    """Every rollout, one in memory at a time, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import track
-
-    from crafter_pipeline.traces.reader import list_sessions, read_rollouts
-
-    console = Console(stderr=True)
-    total = sum(len(list_sessions(path)) for path in paths) if console.is_terminal else None
-    rollouts = (rollout for path in paths for rollout in read_rollouts(path))
-    yield from track(rollouts, "rollouts", total, console=console, transient=True, disable=not console.is_terminal)
-
-
 def _show(results: Sequence[Rescored], totals: Totals, shaping: Mapping[str, Any] | None) -> None:
     """The table, and what is to be known about it."""
-    from rich.console import Console
     from rich.table import Table
-
-    console = Console(file=sys.stdout)
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     say(f"Returns under {_words(shaping)}")
     table = Table(show_footer=True)
@@ -114,8 +108,8 @@ def _show(results: Sequence[Rescored], totals: Totals, shaping: Mapping[str, Any
         table.add_column(name, footer, justify="right")
     for r in results[:SHOWN_ROLLOUTS]:
         new, difference = ("–", "–") if r.new is None else (f"{r.new:.2f}", f"{r.new - r.stored:+.2f}")
-        table.add_row(_short(r.run_id), str(r.seed), _short(r.model), f"{r.stored:.2f}", new, difference)
-    console.print(table)
+        table.add_row(short(r.run_id, 24), str(r.seed), short(r.model, 24), f"{r.stored:.2f}", new, difference)
+    console().print(table)
     if len(results) > SHOWN_ROLLOUTS:
         say(f"… and {len(results) - SHOWN_ROLLOUTS} more: --json or --out shows all.")
     checked = totals.rollouts - totals.unchecked
@@ -140,7 +134,3 @@ def _words(shaping: Mapping[str, Any] | None) -> str:
         inner = value.items() if isinstance(value, Mapping) else ()
         pairs += [f"{key}.{name}={number}" for name, number in inner] or [f"{key}={value}"]
     return ", ".join(pair for pair in pairs if pair not in ("enabled=True", f"mode={MODE}")) or "the default shaping"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 24 else text[:23] + "…"
