@@ -26,7 +26,7 @@ from crafter_pipeline.traces.store import TraceStore
 DATABASES, TURNS = 8, 200_000
 SMALL = 10
 """The smaller size is a tenth."""
-FULL = {"export": {"tokenizer": "crafter-tiny", "context": 4096, "duplicates": "near"}}
+FULL = {"export": {"tokenizer": "crafter-tiny", "context": 8192, "duplicates": "near"}}
 
 METRICS = (
     Metric("dataset.filter_200k_s", "200,000 turns of 8 databases to JSONL", "s", at_most=30),
@@ -90,6 +90,6 @@ def _turn(turn: Turn, draw: random.Random) -> Turn:
 def build(files: Sequence[Path], folder: Path, config: dict[str, Any]) -> dict[str, float]:
     """{seconds, peak_mb, rows} of `build_dataset` in a child."""
     command = [sys.executable, "-m", "benchmarks.build_dataset", str(folder / "rows.jsonl"), json.dumps(config)]
-    done = subprocess.run([*command, *map(str, files)], capture_output=True, text=True, check=True)
+    done = subprocess.run([*command, *map(str, files)], stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result

@@ -17,8 +17,8 @@ from crafter_pipeline.errors import DataError
 
 SQLITE_MAGIC = b"SQLite format 3\x00"
 BUSY_SECONDS = 30.0
-PAGE_BYTES = 8192
-"""A model call takes 2 to 3 KB: pages of 4 KB, SQLite's default, would stay half empty."""
+PAGE_BYTES = 16384
+"""A model call takes 3 to 5 KB: pages of 4 KB, SQLite's default, and of 8 KB would stay half empty."""
 
 _held: Counter[str] = Counter()
 _held_lock = threading.Lock()

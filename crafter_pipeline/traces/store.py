@@ -30,15 +30,11 @@ MOST_AT_ONCE = 64
 
 _SESSION = "INSERT OR IGNORE INTO session_traces VALUES (?,?,?,?,?,?,NULL,NULL)"
 _STEP = "INSERT INTO session_timesteps VALUES (?,?,?,?,?,?,?,2,?,'{}')"
-_CAIS = (
+_EVENT = (
     "INSERT INTO events (id, session_id, timestep_id, event_type, system_instance_id, event_time, created_at,"
-    " model_name, provider, input_tokens, output_tokens, total_tokens, latency_ms, call_records, metadata)"
-    " VALUES (?,?,?,'cais',?,?,?,?,?,?,?,?,?,?,?)"
-)
-_ENVIRONMENT = (
-    "INSERT INTO events (id, session_id, timestep_id, event_type, system_instance_id, event_time,"
+    " model_name, provider, input_tokens, output_tokens, total_tokens, latency_ms, call_records,"
     " reward, terminated, truncated, system_state_before, system_state_after, metadata)"
-    " VALUES (?,?,?,'environment',?,?,?,?,?,?,?,?)"
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
 )
 _MESSAGE = (
     "INSERT INTO messages (session_id, timestep_id, message_type, content, event_time, metadata) VALUES (?,?,?,?,?,?)"
@@ -284,8 +280,8 @@ class _EncodedRollout:
         step = _last_id(db, "session_timesteps") + 1
         event = _last_id(db, "events") + 1
         db.executemany(_STEP, [t.step(step + i, i) for i, t in enumerate(turns)])
-        db.executemany(_CAIS, [t.cais(event + 2 * i, step + i) for i, t in enumerate(turns)])
-        db.executemany(_ENVIRONMENT, [t.environment(event + 2 * i + 1, step + i) for i, t in enumerate(turns)])
+        # in the order of their ids: rows that are put between others leave pages half empty
+        db.executemany(_EVENT, [row for i, t in enumerate(turns) for row in t.events(event + 2 * i, step + i)])
         db.executemany(_MESSAGE, [(session, step + i, *m) for i, t in enumerate(turns) for m in t.messages])
         db.executemany(_REWARD, [row for i, t in enumerate(turns) for row in t.rewards(event + 2 * i + 1)])
         db.execute(_OUTCOME, self._outcome)
@@ -310,6 +306,7 @@ class _EncodedTurn:
         reply = turn.reply
         self._started, self._ended = r.iso(turn.started_at), r.iso(turn.ended_at)
         self._cais = (
+            "cais",
             f"policy:{rollout.policy}",
             answered_at := r.answered_at(turn),
             r.iso(answered_at),
@@ -320,12 +317,15 @@ class _EncodedTurn:
             reply.prompt_tokens + reply.completion_tokens,
             round(reply.latency_ms),
             r.dumps([r.call_record(rollout, turn, before)]),
+            *(None,) * 5,
             r.dumps(r.cais_metadata(turn)),
         )
         after = r.state_after(turn, following)
         self._environment = (
+            "environment",
             f"environment:{rollout.environment}",
             turn.ended_at,
+            *(None,) * 8,
             turn.reward,
             *r.ending(rollout, turn),
             r.dumps({"text": turn.observation}),
@@ -363,11 +363,9 @@ class _EncodedTurn:
             len(self.messages),
         )
 
-    def cais(self, event: int, step: int) -> tuple[Any, ...]:
-        return (event, self._session, step, *self._cais)
-
-    def environment(self, event: int, step: int) -> tuple[Any, ...]:
-        return (event, self._session, step, *self._environment)
+    def events(self, event: int, step: int) -> list[tuple[Any, ...]]:
+        """The model's event and the environment's, in this order."""
+        return [(event, self._session, step, *self._cais), (event + 1, self._session, step, *self._environment)]
 
     def rewards(self, event: int) -> list[tuple[Any, ...]]:
         return [(event, self._session, *row) for row in self._rewards]

@@ -129,7 +129,7 @@ def change() -> Callable[..., None]:
     return run
 
 
-BAD = ("missing", "truncated", "empty", "not_traces", "text", "half", "newer", "folder", "no_match", "libsql")
+BAD = ("missing", "truncated", "empty", "not_traces", "text", "half", "newer", "folder", "no_match")
 
 
 @pytest.fixture(params=BAD)
@@ -159,6 +159,4 @@ def bad_input(request: pytest.FixtureRequest, tmp_path: Path, make_rollout: Any,
             return str(path.parent)
         case "no_match":
             return str(path.parent / "*.sqlite")
-        case "libsql":
-            return "libsql://db.turso.io"
     return str(path)

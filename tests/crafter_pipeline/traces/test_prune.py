@@ -67,7 +67,7 @@ def test_old_attempts_go_alone(four):
 
 
 def test_space_is_given_back(tmp_path, make_db, make_rollout):
-    path = make_db([make_rollout(f"run-{i}") for i in range(100)])
+    path = make_db([make_rollout(f"run-{i}") for i in range(300)])
     size = path.stat().st_size
     assert prune(plan_prune(path, PruneRules(keep_last=1))) == size - path.stat().st_size > size // 2
 
