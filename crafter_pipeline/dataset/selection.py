@@ -112,18 +112,23 @@ class Call:
     def reply(self) -> Reply:
         """The model's answer."""
         record = self.record
-        with _foreign("answer"):
+        try:
             return r.reply_of(record)
+        except _MISSHAPEN as e:
+            raise _damaged("answer", e) from e
 
     @cached_property
     def tools(self) -> list[Json]:
         """The tools it was offered."""
         record = self.record
-        with _foreign("tools"):
-            tools = r.tools_of(record) or _parsed(self._session_tools)
-            if not tools and r.is_ours(record) and (record.get("metadata") or {}).get("num_tools"):
-                raise DataError("the tools it was offered stood in the rollout's metadata, which is damaged")
-            return list(tools)
+        try:
+            tools = list(r.tools_of(record) or _parsed(self._session_tools))
+            lost = not tools and r.is_ours(record) and (record.get("metadata") or {}).get("num_tools")
+        except _MISSHAPEN as e:
+            raise _damaged("tools", e) from e
+        if lost:
+            raise DataError("the tools it was offered stood in the rollout's metadata, which is damaged")
+        return tools
 
 
 @lru_cache(maxsize=16)
@@ -437,13 +442,12 @@ def _record(text: str | None) -> Json:
     return record
 
 
-@contextmanager
-def _foreign(what: str) -> Iterator[None]:
-    """Foreign writers may have put anything anywhere: what does not have the record's shape is damaged."""
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-        raise DataError(f"the {what} in its call record cannot be read ({type(e).__name__}: {e})") from e
+_MISSHAPEN = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""Foreign writers may have put anything anywhere: what does not have the record's shape is damaged."""
+
+
+def _damaged(what: str, e: Exception) -> DataError:
+    return DataError(f"the {what} in its call record cannot be read ({type(e).__name__}: {e})")
 
 
 class _Prompts:
@@ -483,8 +487,10 @@ class _Prompts:
         return self._prompt
 
     def _of(self, record: Json) -> list[Json]:
-        with _foreign("prompt"):
+        try:
             prompt = r.prompt_of(record, self._prompt)
+        except _MISSHAPEN as e:
+            raise _damaged("prompt", e) from e
         if not all(isinstance(message, dict) for message in prompt):
             raise DataError("the prompt in its call record is no list of messages")
         return prompt
