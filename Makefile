@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
+PUBLISHED := $(CURDIR)/.venv-published
 
-.PHONY: setup run smoke test test-slow bench check format clean
+.PHONY: setup run smoke test test-slow interop bench check format clean
 
 setup: $(STAMP)
 
@@ -28,6 +29,15 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow
 
+# The published client in a virtual environment of its own: its dependencies are not ours.
+interop: setup $(PUBLISHED)/.installed
+	SYNTH_AI_VENV=$(PUBLISHED) $(BIN)/python -m pytest -q -m interop
+
+$(PUBLISHED)/.installed:
+	$(PYTHON) -m venv $(PUBLISHED)
+	$(PUBLISHED)/bin/python -m pip install --quiet synth-ai==0.2.17
+	touch $@
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
@@ -43,4 +53,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PUBLISHED) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -449,8 +449,8 @@ def _refuse_held_out(rollouts: Iterable[SelectedRollout]) -> None:
     if bad:
         raise DataError(
             f"{len(bad)} selected rollouts were played on held-out seeds (the first, {bad[0].session_id}, on "
-            f'{bad[0].seed}): training on them would spoil every evaluation. Leave them out with splits = ["train"], '
-            f"or name only trace databases of training seeds (below {TRAIN_SEEDS_END})."
+            f"{bad[0].seed}): training on them would spoil every evaluation. Leave them out with --split train (in a "
+            f'file: splits = ["train"]), or name only trace databases of training seeds (below {TRAIN_SEEDS_END}).'
         )
 
 

@@ -196,8 +196,8 @@ def find_rollout(paths: Sequence[Path], run_id: str) -> StoredRollout:
         for name in names:
             found.setdefault(name, path)
     if not found:
-        where = f"{paths[0]} holds" if len(paths) == 1 else f"None of the {len(paths)} databases holds"
-        raise DataError(f"{where} a rollout {run_id!r}. `crafter-pipeline traces list --in …` shows what there is.")
+        none = f"{paths[0]} holds no" if len(paths) == 1 else f"None of the {len(paths)} databases holds a"
+        raise DataError(f"{none} rollout {run_id!r}. `crafter-pipeline traces list --in …` shows what there is.")
     if len(found) > 1:
         some = ", ".join(list(found)[:5]) + (", …" if len(found) > 5 else "")
         raise DataError(f"{run_id!r} is the beginning of {len(found)} run ids: {some}. Write more of it.")

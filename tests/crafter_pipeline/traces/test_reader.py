@@ -71,6 +71,8 @@ def test_the_beginning_of_a_run_id_is_enough(make_db, make_rollout):
         find_rollout(paths, "abc")
     with pytest.raises(DataError, match="None of the 2 databases"):
         find_rollout(paths, "z")
+    with pytest.raises(DataError, match="holds no rollout 'z'"):
+        find_rollout(paths[:1], "z")
 
 
 def test_failed_attempts_are_listed_and_the_original_has_none(tmp_path, sample_db):
