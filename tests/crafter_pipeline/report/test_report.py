@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -25,37 +24,9 @@ from crafter_pipeline.report import (
 )
 from crafter_pipeline.report.report import lineage
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
-
 
 def bare(**facts) -> RunReport:
     return RunReport(**{"run_id": "r", "name": "smoke", "status": "failed", "created_at": 0.0, **facts})
-
-
-class Page(HTMLParser):
-    """Tags, ids and whatever a browser would fetch; fails on tags that do not match."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.open, self.tags, self.ids, self.fetched, self.targets = [], [], [], [], []
-        self.feed(html)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-        for key, value in attrs:
-            if key == "id":
-                self.ids.append(value)
-            if key in ("href", "src", "srcset", "data", "action", "xlink:href"):
-                (self.targets if (value or "").startswith("#") else self.fetched).append(value)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 # --------------------------------------------------------------------------- report.json
@@ -131,9 +102,9 @@ def test_an_unknown_status_is_a_bug():
 # --------------------------------------------------------------------------- report.html
 
 
-def test_the_page_fetches_nothing_and_is_well_formed(full_report):
+def test_the_page_fetches_nothing_and_is_well_formed(full_report, read_page):
     html = render_html(full_report)
-    page = Page(html)
+    page = read_page(html)
     assert page.fetched == []
     assert not re.search(r"https?://", html)
     assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", html)
@@ -142,7 +113,7 @@ def test_the_page_fetches_nothing_and_is_well_formed(full_report):
     assert page.tags.count("svg") == 10  # scores, differences, two curves and two more metrics, four of the dataset
 
 
-def test_what_models_say_cannot_become_markup(full_report, make_manifest):
+def test_what_models_say_cannot_become_markup(full_report, make_manifest, read_page):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     report = replace(
         full_report,
@@ -160,7 +131,7 @@ def test_what_models_say_cannot_become_markup(full_report, make_manifest):
         command=evil,
     )
     html = render_html(report)
-    page = Page(html)
+    page = read_page(html)
     assert "script" not in page.tags and "img" not in page.tags
     assert html.count("&lt;script&gt;") > 10
 
@@ -185,10 +156,10 @@ def test_equal_reports_give_equal_pages(full_report):
     assert render_html(full_report) == render_html(full_report)
 
 
-def test_a_run_that_broke_off_at_once_still_has_a_page(tmp_path):
+def test_a_run_that_broke_off_at_once_still_has_a_page(tmp_path, read_page):
     path, html = write_report(bare(stages=[Stage("deploy-task-app", 0.3, "Failed")]), tmp_path)
     page = html.read_text()
-    Page(page)
+    read_page(page)
     assert "Broken off: deploy-task-app" in page
     for missing in (
         "No evaluation was finished.",
@@ -206,9 +177,9 @@ def test_a_run_that_broke_off_at_once_still_has_a_page(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["evaluations", "comparisons", "dataset", "models", "training", "stages", "examples"])
-def test_each_part_may_be_missing_on_its_own(full_report, part):
+def test_each_part_may_be_missing_on_its_own(full_report, part, read_page):
     empty = {"dataset": None, "training": {}}.get(part, ())
-    Page(render_html(replace(full_report, status="partial", **{part: empty})))
+    read_page(render_html(replace(full_report, status="partial", **{part: empty})))
 
 
 def test_the_config_on_the_page_is_toml_that_repeats_the_run(full_report):
