@@ -178,7 +178,7 @@ def test_reload_starts_a_new_child_and_leaves_none(tmp_path):
     service = Service("task app", "task_app", ["--reload"], log=log, environment={"PYTHONPATH": ROOT})
     with service:
         time.sleep(1.0)  # until it watches
-        os.utime(os.path.join(ROOT, "task_app", "keys.py"))
+        os.utime(os.path.join(ROOT, "task_app", "desk.py"))
         wait_until(lambda: "Reloading" in log.read_text(), 20.0, log.read_text)
         service.wait_ready()
         assert service.process is not None
