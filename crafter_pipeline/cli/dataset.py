@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
-from crafter_pipeline.cli.traces.common import console, say
+from crafter_pipeline.cli.traces.common import AsJson, console, say
 from crafter_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,7 +144,6 @@ class RowOptions:
 Inputs = Annotated[tuple[str, ...], Parameter(name="--in", consume_multiple=True, negative="", show_default=False)]
 OldInputs = Annotated[tuple[str, ...], Parameter(name="--db", consume_multiple=True, negative="", show=False)]
 OldOut = Annotated[Path | None, Parameter(name="--output", show=False)]
-Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 
 
 # --------------------------------------------------------------------------- the commands
@@ -155,7 +154,7 @@ def export(
     in_: Inputs = (),
     out: Path | None = None,
     config: Path | None = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     rollouts: RolloutOptions = RolloutOptions(),  # noqa: B008
     turns: TurnOptions = TurnOptions(),  # noqa: B008
     rows: RowOptions = RowOptions(),  # noqa: B008
@@ -199,7 +198,7 @@ def filter_(
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     in_: Inputs = (),
     out: Path | None = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
     db: OldInputs = (),
     output: OldOut = None,
 ) -> int:
@@ -230,7 +229,7 @@ def card(
     /,
     *,
     write: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> int:
     """Print the data card of a dataset.
 
@@ -263,7 +262,7 @@ def diff(
     b: Annotated[Path, Parameter(name="B")],
     /,
     *,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> int:
     """What changed from dataset A to B: rows, counts, rules, sources, and worlds that leak between their splits.
 
@@ -293,7 +292,7 @@ def check(
     paths: Annotated[list[Path], Parameter(name="FILE", negative="")],
     /,
     *,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> int:
     """Check that every row is valid OpenAI chat, and is taken by the published client. Exit code 1 when one is not.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crafter_pipeline.cli.traces.common import note
 from crafter_pipeline.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,23 +31,18 @@ def trace_databases(named: Sequence[str], ask: Callable[[str], str] | None = Non
     from rich.console import Console
 
     from crafter_pipeline.settings import load_settings
-    from crafter_pipeline.traces.catalog import PATTERN, find_databases, resolve
+    from crafter_pipeline.traces.catalog import databases_below, resolve
 
     if named:
         return resolve(named)
     console = Console(stderr=True)
     if variable := load_settings().crafter_trace_db:
         databases = resolve([str(variable)])
-        _say(console, f"Reading {_names(databases)} (CRAFTER_TRACE_DB).")
+        note(f"Reading {_names(databases)} (CRAFTER_TRACE_DB).")
         return databases
-    found = find_databases(Path("."))
-    if not found:
-        raise DataError(
-            f"There is no {PATTERN} below {Path.cwd()}. Collect rollouts first (`crafter-pipeline serve --trace DIR` "
-            "traces them), or name a database: --in PATH."
-        )
+    found = databases_below(Path("."))
     if len(found) == 1:
-        _say(console, f"Reading {found[0]}, the only trace database here.")
+        note(f"Reading {found[0]}, the only trace database here.")
         return found
     if ask is None and sys.stdin.isatty() and console.is_terminal:
         ask = console.input
@@ -72,11 +68,11 @@ def _pick(found: Sequence[Path], ask: Callable[[str], str], console: Console) ->
     for i, path in enumerate(found[:SHOWN], start=1):
         info = describe(path)
         rollouts = "cannot be read" if info.problem else f"{info.rollouts:,}"
-        note = "← most recent" if i == 1 else ""
-        table.add_row(str(i), Text(str(path)), rollouts, size(info.bytes), age(time.time() - info.modified), note)
+        mark = "← most recent" if i == 1 else ""
+        table.add_row(str(i), Text(str(path)), rollouts, size(info.bytes), age(time.time() - info.modified), mark)
     console.print(table, highlight=False)
     if len(found) > SHOWN:
-        _say(console, f"… and {len(found) - SHOWN} older ones.")
+        note(f"… and {len(found) - SHOWN} older ones.")
     while True:
         try:
             answer = ask("A number, or a path; empty: the most recent, 0: stop > ").strip()
@@ -91,7 +87,7 @@ def _pick(found: Sequence[Path], ask: Callable[[str], str], console: Console) ->
         try:
             return resolve([answer])
         except DataError as e:
-            _say(console, str(e))
+            note(str(e))
 
 
 def size(count: int) -> str:
@@ -114,7 +110,3 @@ def age(seconds: float) -> str:
 
 def _names(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths))
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, highlight=False, markup=False, soft_wrap=True)

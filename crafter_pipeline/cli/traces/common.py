@@ -15,7 +15,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from rich.console import Console
 
-AsJson = Annotated[bool, Parameter(name="--json", negative="")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 SHOWN_DAMAGE = 20
 WIDE = 200
 """Characters of a line that goes into a file or a pipe."""

@@ -97,14 +97,9 @@ def list_(
 
 
 def _list_databases(limit: int, as_json: bool) -> int:
-    from crafter_pipeline.traces.catalog import PATTERN, describe, find_databases
+    from crafter_pipeline.traces.catalog import databases_below, describe
 
-    found = find_databases(Path("."))
-    if not found:
-        raise DataError(
-            f"There is no {PATTERN} below {Path.cwd()}. Collect rollouts first (`crafter-pipeline serve` traces them), "
-            "or name a database: --in PATH."
-        )
+    found = databases_below(Path("."))
     infos = [describe(path) for path in (found[:limit] if limit else found)]
     if as_json:
         print_json([info.to_json() for info in infos])
