@@ -37,6 +37,7 @@ from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ConfigError, PipelineError, ServiceError
 from crafter_pipeline.processes import exit_with_parent
 from crafter_pipeline.settings import load_settings
+from crafter_pipeline.traces.connect import written_at
 from crafter_pipeline.traces.store import default_trace_path
 from task_app.app import make_app
 
@@ -141,7 +142,7 @@ def _with_copies(inner: Lifespan[Any], source: Path, folder: Path, seconds: floa
             copied = 0.0
             while True:
                 await asyncio.sleep(seconds)
-                if (changed := _changed_at(source)) > copied:
+                if (changed := written_at(source)) > copied:
                     await asyncio.to_thread(copy_database, source, folder)
                     copied = changed
 
@@ -156,12 +157,6 @@ def _with_copies(inner: Lifespan[Any], source: Path, folder: Path, seconds: floa
             await asyncio.to_thread(copy_database, source, folder)
 
     return lifespan
-
-
-def _changed_at(database: Path) -> float:
-    """Unix seconds of the last write to a database or its write-ahead log."""
-    files = (database, database.with_name(database.name + "-wal"))
-    return max((f.stat().st_mtime for f in files if f.exists()), default=0.0)
 
 
 def copy_database(source: Path, folder: Path) -> Path:

@@ -27,7 +27,7 @@ from crafter_pipeline.dataset import manifest as m
 from crafter_pipeline.dataset.card import card_html, card_markdown
 from crafter_pipeline.dataset.chat_form import is_conversation
 from crafter_pipeline.dataset.duplicates import NearDuplicates
-from crafter_pipeline.dataset.labels import labeller
+from crafter_pipeline.dataset.labels import Labeller
 from crafter_pipeline.dataset.pictures import Pictures
 from crafter_pipeline.dataset.rows import Json, conversation_row, duplicate_key, texts_of, turn_row
 from crafter_pipeline.dataset.selection import SelectedRollout, SelectedTurn, Selection, select
@@ -37,6 +37,7 @@ from crafter_pipeline.dataset.token_counts import TokenCounter
 from crafter_pipeline.errors import DataError, EmptyDatasetError
 from crafter_pipeline.progress import progress
 from crafter_pipeline.thinking import split_thinking
+from crafter_pipeline.traces.connect import wal_of
 from crafter_pipeline.traces.duck import check_readable
 from crafter_pipeline.traces.records import plain_text
 
@@ -162,7 +163,7 @@ def _told(selection: Selection) -> Iterator[SelectedTurn]:
 
 def _labelled(turns: Iterable[SelectedTurn], export: ExportConfig) -> Iterator[_Labelled]:
     """Each turn with its label. A labeller follows every rollout from its first turn on, whatever is exported."""
-    player = None if export.label is None else labeller(export.label)
+    player = None if export.label is None else Labeller(export.label)
     for turn in turns:
         label: Reply | DataError | None = None
         if player is not None:
@@ -358,7 +359,7 @@ def _working_folder(out: Path) -> Iterator[Path]:
 def _hash(path: Path) -> tuple[str, int]:
     """(sha256, bytes) of a database and its -wal."""
     digest, size = hashlib.sha256(), 0
-    for file in (path, path.with_name(path.name + "-wal")):
+    for file in (path, wal_of(path)):
         if file.exists():
             with file.open("rb") as f:
                 while block := f.read(1 << 20):

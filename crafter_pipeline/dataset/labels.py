@@ -38,8 +38,3 @@ class Labeller:
         return reply_of(
             decision, self._player.info, by_tool=bool(turn.call.tools), call_id=f"call_{self.name}_{turn.index}"
         )
-
-
-def labeller(name: str) -> Labeller:
-    """The labeller of a built-in player's name."""
-    return Labeller(name)

@@ -27,6 +27,10 @@ def inline_part(url: str) -> Json:
         kind = _kind(_decoded(data[:24]))
         if kind is not None:
             url = f"data:image/{kind};base64,{data}"
+    return _shown_from(url)
+
+
+def _shown_from(url: str) -> Json:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -51,7 +55,7 @@ class Pictures:
         """
         head, comma, data = url.partition(",")
         if not head.startswith("data:"):
-            return {"type": "image_url", "image_url": {"url": url}}
+            return _shown_from(url)
         if not comma or not head.endswith(_BASE64):
             raise DataError("a picture in it is a data URL without base64")
         picture = _decoded(data)

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crafter_pipeline.errors import DataError
+from crafter_pipeline.traces.connect import written_at
 from crafter_pipeline.traces.location import local_file
-from crafter_pipeline.traces.reader import open_traces
+from crafter_pipeline.traces.reader import has_table, open_traces, trace_databases
 from crafter_pipeline.traces.records import WRITER
 
 LATEST = "latest"
@@ -78,8 +79,18 @@ def find_databases(folder: Path) -> list[Path]:
     for inside, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in _SKIPPED]
         paths = (Path(inside, name) for name in fnmatch.filter(names, PATTERN))
-        found += [(-_modified(path), path) for path in paths if path.is_file()]
+        found += [(-written_at(path), path) for path in paths if path.is_file()]
     return [path for _, path in sorted(found)]
+
+
+def databases_below(folder: Path) -> list[Path]:
+    """`find_databases`; DataError where there is none."""
+    if found := find_databases(folder):
+        return found
+    raise DataError(
+        f"There is no {PATTERN} below {folder.absolute()}. Collect rollouts first (`crafter-pipeline serve` traces "
+        "them), or name a database: --in PATH."
+    )
 
 
 def resolve(inputs: Sequence[str | Path], folder: Path = Path(".")) -> list[Path]:
@@ -104,7 +115,7 @@ def describe(path: Path) -> DatabaseInfo:
         stat = path.stat()
     except OSError as e:
         return DatabaseInfo(path, 0, 0.0, problem=f"{path}: {e.strerror}")
-    info: dict[str, Any] = {"path": path, "bytes": stat.st_size, "modified": _modified(path)}
+    info: dict[str, Any] = {"path": path, "bytes": stat.st_size, "modified": written_at(path)}
     try:
         with closing(open_traces(path)) as db:
             return DatabaseInfo(**info, **_contents(db))
@@ -118,15 +129,10 @@ def describe(path: Path) -> DatabaseInfo:
 
 def _named_by(given: str, folder: Path) -> list[Path]:
     if given == LATEST:
-        databases = find_databases(folder)
-        if not databases:
-            raise DataError(
-                f"There is no {PATTERN} below {folder.absolute()}. Collect rollouts first, or name a database by --in."
-            )
-        return databases[:1]
+        return databases_below(folder)[:1]
     path = local_file(given, "--in")
     if path.is_dir():
-        inside = sorted(child for child in path.glob("*.db") if child.is_file())
+        inside = trace_databases(path)
         if not inside:
             below = find_databases(path)
             hint = f"Further below there are {len(below)}, as {below[0]}." if below else "Collect rollouts first."
@@ -143,17 +149,6 @@ def _named_by(given: str, folder: Path) -> list[Path]:
     raise DataError(f"{given}: no such trace database. Collect rollouts first, or check the path.")
 
 
-def _modified(path: Path) -> float:
-    """When a database was last written, Unix seconds: also where the newest rows are still in its -wal file."""
-    times = []
-    for file in (path, path.with_name(path.name + "-wal")):
-        try:
-            times.append(file.stat().st_mtime)
-        except OSError:
-            pass
-    return max(times, default=0.0)
-
-
 def _contents(db: sqlite3.Connection) -> dict[str, Any]:
     counts = db.execute(_COUNTS).fetchone()
     models = _texts(db, _HEADS.format("json_extract(metadata, '$.model')"))
@@ -161,7 +156,7 @@ def _contents(db: sqlite3.Connection) -> dict[str, Any]:
         models = list(dict.fromkeys((*filter(None, models), *_texts(db, _MODELS))))
     writers = {"ours" if name == WRITER else "original" for name in _texts(db, _WRITERS)}
     writer = "mixed" if len(writers) > 1 else next(iter(writers), "unknown")
-    own = db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'rollout_attempts'").fetchone()[0]
+    own = has_table(db, "rollout_attempts")
     return {
         "writer": writer,
         "schema_version": int(db.execute("PRAGMA user_version").fetchone()[0]),

@@ -50,6 +50,22 @@ def held(path: Path) -> bool:
         return _held[os.path.realpath(path)] > 0
 
 
+def wal_of(path: Path) -> Path:
+    """The write-ahead log of a database, where one is: its newest rows may be there alone."""
+    return path.with_name(path.name + "-wal")
+
+
+def written_at(path: Path) -> float:
+    """When a database or its write-ahead log was last written, Unix seconds; 0: there is none."""
+    times = []
+    for file in (path, wal_of(path)):
+        try:
+            times.append(file.stat().st_mtime)
+        except OSError:
+            pass
+    return max(times, default=0.0)
+
+
 def check_database(path: Path) -> None:
     """Raise one clear DataError unless `path` is a readable SQLite file (an empty file counts as one).
 
@@ -80,7 +96,7 @@ def open_read_only(path: Path) -> TraceConnection:
         if path.with_name(path.name + "-journal").exists():  # of a write that broke off: whoever opens it undoes that
             return _undone(path)
         # A WAL database in a folder that we may not write cannot get its -shm file; without a -wal it is complete.
-        wal = path.with_name(path.name + "-wal")
+        wal = wal_of(path)
         if not wal.exists() or wal.stat().st_size == 0:
             return _connect(path, "mode=ro&immutable=1")
         raise DataError(f"{path}: cannot be opened ({e}). Copy it, with its -wal file, to a writable folder.") from e

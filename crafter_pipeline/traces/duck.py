@@ -22,8 +22,8 @@ import duckdb
 
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import ledger
-from crafter_pipeline.traces.connect import check_database, held
-from crafter_pipeline.traces.schema import MIGRATIONS
+from crafter_pipeline.traces.connect import check_database, held, wal_of
+from crafter_pipeline.traces.schema import refuse_newer
 
 TABLES: dict[str, tuple[str, ...]] = {
     "session_traces": ("session_id", "created_at", "metadata"),
@@ -101,20 +101,15 @@ def check_readable(db: Path) -> None:
     if held(db):
         raise DataError(f"{db} is open in this process. Close its TraceStore first, or filter from another process.")
     check_database(db)
-    if db.stat().st_size == 0 and not _wal(db).exists():
+    if db.stat().st_size == 0 and not wal_of(db).exists():
         raise DataError(f"{db} is empty, nothing was ever stored in it. Name another trace database.")
     started = time.monotonic()
     try:
         with closing(_open(db)) as sqlite:
-            version = int(sqlite.execute("PRAGMA user_version").fetchone()[0])
+            refuse_newer(sqlite, db)
             there = set(sqlite.execute(_COLUMNS))
     except sqlite3.DatabaseError as e:
         raise DataError(_problem(db, e, time.monotonic() - started)) from e
-    if version > len(MIGRATIONS):
-        raise DataError(
-            f"{db} was written by a newer crafter-pipeline (schema {version}, this one knows {len(MIGRATIONS)}). "
-            "Update this one."
-        )
     if missing := _missing(there):
         raise DataError(f"{db} {missing}")
 
@@ -174,10 +169,6 @@ def _not_utf8(sqlite: sqlite3.Connection) -> str | None:
     return None
 
 
-def _wal(db: Path) -> Path:
-    return db.with_name(db.name + "-wal")
-
-
 def _problem(db: Path, error: sqlite3.DatabaseError, waited: float) -> str:
     """One line about a file that SQLite does not read."""
     match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
@@ -190,7 +181,7 @@ def _problem(db: Path, error: sqlite3.DatabaseError, waited: float) -> str:
             return f"{db}: cannot be opened ({error}). Copy it, with its -wal file, to a folder that you may write."
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             there, meant = db.stat().st_size, _size_in_header(db)
-            if there < meant and not _wal(db).exists():
+            if there < meant and not wal_of(db).exists():
                 return f"{db} is truncated: {there:,} bytes of {meant:,} are there. {_REMEDY}"
             return f"{db} is damaged ({error}). {_REMEDY}"
         case _:

@@ -16,7 +16,7 @@ from crafter_pipeline.traces.merge import rollout_digest
 from crafter_pipeline.traces.reader import read_rollouts
 from crafter_pipeline.traces.snapshots import read_snapshot
 from crafter_pipeline.traces.store import TraceStore
-from crafter_pipeline.traces.wire import rollout_from_payload
+from crafter_pipeline.traces.wire import rollout_from_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,14 +114,8 @@ def _documents(path: Path, refused: list[Refused]) -> Iterator[tuple[str, Callab
 
 
 def _of_line(line: bytes) -> Rollout:
-    """The rollout of a structured trace, or of an answer with one in it."""
     try:
-        payload = orjson.loads(line)
+        document = orjson.loads(line)
     except orjson.JSONDecodeError as e:
         raise DataError(f"it is not valid JSON ({e})") from e
-    if isinstance(payload, dict) and "event_history" not in payload and isinstance(payload.get("trace"), dict):
-        payload = payload["trace"]
-    try:
-        return rollout_from_payload(payload)
-    except (TypeError, ValueError, KeyError, AttributeError) as e:  # a hand may write what no check foresees
-        raise DataError(f"it cannot be read as a trace ({type(e).__name__}: {e})") from e
+    return rollout_from_document(document)

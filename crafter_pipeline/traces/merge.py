@@ -20,7 +20,7 @@ import orjson
 from crafter_pipeline.contracts import Rollout
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
-from crafter_pipeline.traces.reader import Damage, list_attempts, open_traces, read_rollouts
+from crafter_pipeline.traces.reader import Damage, has_table, list_attempts, open_traces, read_rollouts
 from crafter_pipeline.traces.store import TraceStore, unpack_answer
 
 _PENDING = 32
@@ -153,7 +153,7 @@ class _Answers:
 
     def __init__(self, path: Path) -> None:
         self._path, self._db = path, open_traces(path)
-        self._any = any(self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rollout_answers'"))
+        self._any = has_table(self._db, "rollout_answers")
 
     def of(self, run_id: str) -> tuple[bytes | None, str]:
         """(answer, request digest)."""

@@ -14,7 +14,7 @@ from typing import Any
 from crafter_pipeline.errors import ConfigError, DataError
 from crafter_pipeline.traces import ledger
 from crafter_pipeline.traces import records as r
-from crafter_pipeline.traces.connect import TraceConnection, open_for_writing, remedy
+from crafter_pipeline.traces.connect import TraceConnection, is_busy, open_for_writing, remedy
 from crafter_pipeline.traces.reader import Attempt, SessionInfo, list_attempts, list_sessions
 
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -151,7 +151,7 @@ def _alone(path: Path) -> Iterator[TraceConnection]:
                 raise _in_use(path)
             yield db
         except sqlite3.OperationalError as e:
-            if getattr(e, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if is_busy(e):
                 raise _in_use(path) from e
             raise DataError(f"{path}: nothing was removed ({e}). {remedy(e)}") from e
 

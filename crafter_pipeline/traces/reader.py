@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import orjson
 from crafter_pipeline.contracts import Rollout
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
-from crafter_pipeline.traces.connect import TraceConnection, open_read_only
-from crafter_pipeline.traces.schema import MIGRATIONS
+from crafter_pipeline.traces.connect import TraceConnection, is_busy, open_read_only
+from crafter_pipeline.traces.schema import refuse_newer
 
 READ_TABLES = ("session_traces", "session_timesteps", "events", "messages", "outcome_rewards", "event_rewards")
 """Without these a file is no v3 trace database."""
@@ -126,19 +126,14 @@ def open_traces(path: Path) -> TraceConnection:
 
     DataError, one sentence, for a file that is missing, no database, damaged, locked, empty, half made or newer.
     """
-    try:
-        db = open_read_only(path)
-    except sqlite3.DatabaseError as e:
-        raise DataError(f"{path}: cannot be read ({e}). {_remedy(e)}") from e
-    db.row_factory = sqlite3.Row
-    try:
-        _check_schema(db, path)
-    except sqlite3.DatabaseError as e:
-        db.close()
-        raise DataError(f"{path}: cannot be read ({e}). {_remedy(e)}") from e
-    except BaseException:
-        db.close()
-        raise
+    with ExitStack() as unless_whole:
+        try:
+            db = unless_whole.enter_context(closing(open_read_only(path)))
+            db.row_factory = sqlite3.Row
+            _check_schema(db, path)
+        except sqlite3.DatabaseError as e:
+            raise DataError(f"{path}: cannot be read ({e}). {_remedy(e)}") from e
+        unless_whole.pop_all()
     return db
 
 
@@ -216,20 +211,16 @@ def list_attempts(path: Path | str) -> list[Attempt]:
     """Failed attempts of a trace database of ours, oldest first; the original keeps none."""
     path = Path(path)
     with closing(open_traces(path)) as db:
-        if not _tables(db) >= {"rollout_attempts"}:
+        if not has_table(db, "rollout_attempts"):
             return []
         return [Attempt(row[0], int(row[1]), row[2], row[3]) for row in _rows(db, path, _ATTEMPTS)]
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    version, known = int(db.execute("PRAGMA user_version").fetchone()[0]), len(MIGRATIONS)
     tables = _tables(db)
     missing = [name for name in READ_TABLES if name not in tables]
-    if version > known and "session_traces" in tables:
-        raise DataError(
-            f"{path} was written by a newer crafter-pipeline (schema version {version}, this one knows {known}). "
-            "Update this one."
-        )
+    if "session_traces" in tables:
+        refuse_newer(db, path)
     if not tables:
         raise DataError(f"{path} is empty: there are no traces in it. Name another database.")
     if len(missing) == len(READ_TABLES):
@@ -241,12 +232,17 @@ def _check_schema(db: sqlite3.Connection, path: Path) -> None:
         )
 
 
+def has_table(db: sqlite3.Connection, name: str) -> bool:
+    """Whether there is such a table; the original's databases have none of our own."""
+    return name in _tables(db)
+
+
 def _tables(db: sqlite3.Connection) -> set[str]:
     return {row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"sqlite_sequence"}
 
 
 def _remedy(error: sqlite3.DatabaseError) -> str:
-    if "locked" in str(error) or "busy" in str(error):
+    if is_busy(error):
         return "Another process holds it; try again when that one has ended."
     return "Restore it from a copy; `sqlite3 FILE .recover` saves what can be saved."
 

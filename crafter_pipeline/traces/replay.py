@@ -106,7 +106,7 @@ def replay(rollout: Rollout) -> Replayed:
         if not rollout.turns:
             raise _CannotReplay("it has no turns")
         if rollout.environment == MATH.name:
-            done, reason = _Math(rollout).run()
+            done = _Math(rollout).run()
         elif rollout.environment != CRAFTER.name:
             raise _CannotReplay(f"there is no environment {rollout.environment!r} here")
         elif ours:
@@ -225,8 +225,8 @@ class _Math:
         except (KeyError, ValueError, DataError) as e:
             raise _CannotReplay(f"its problem cannot be made again ({e})") from e
 
-    def run(self) -> tuple[int, str]:
-        """Judge every answer; how many there are, and what was not compared."""
+    def run(self) -> int:
+        """Judge every answer; how many there are. _Differs at the first difference."""
         rollout, problem, end = self._rollout, self._problem, None
         shaper = _shaper(rollout)
         solved = Counters({}, {MATH.achievements[0]: 0})
@@ -252,7 +252,7 @@ class _Math:
             elif number >= self._setup.attempts:
                 end = StopReason.FAILED
         _compare_ends(rollout.turns[-1].index, rollout.stop_reason, end)
-        return len(rollout.turns), ""
+        return len(rollout.turns)
 
 
 def _status_of_failure(turn: Turn) -> Status:

@@ -8,7 +8,8 @@ Later migrations add tables of our own; rows in v3 tables always describe a fini
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -244,12 +245,8 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         if tables and not tables & set(V3_TABLES):
             shown = ", ".join(sorted(tables)[:5])
             raise DataError(f"{path} is a SQLite database, but no trace database (its tables: {shown}). Name another.")
-        if (version := _version(connection)) > len(MIGRATIONS):
-            raise DataError(
-                f"{path} was written by a newer crafter-pipeline: it has schema version {version}, this one knows "
-                f"{len(MIGRATIONS)}. Update crafter-pipeline, or name another file."
-            )
-        if 0 < version <= len(MIGRATIONS):
+        refuse_newer(connection, path)
+        if (version := _version(connection)) > 0:
             _check_columns(connection, path, version)
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")  # WAL: safe against a killed process, one fsync a checkpoint
@@ -257,6 +254,24 @@ def prepare(connection: sqlite3.Connection, path: Path) -> None:
         _check_columns(connection, path, len(MIGRATIONS))
     except sqlite3.DatabaseError as e:
         raise DataError(f"{path}: not a usable trace database ({e}). {remedy(e)}") from e
+
+
+def refuse_newer(connection: sqlite3.Connection, path: Path) -> None:
+    """DataError for a database with a later schema: what its rows mean is not known here."""
+    if (version := _version(connection)) > len(MIGRATIONS):
+        raise DataError(
+            f"{path} was written by a newer crafter-pipeline (schema {version}, this one knows {len(MIGRATIONS)}). "
+            "Update this one, or name another file."
+        )
+
+
+@contextmanager
+def fresh(version: int) -> Iterator[sqlite3.Connection]:
+    """An empty database of a schema version, in memory."""
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
+        for script in MIGRATIONS[:version]:
+            db.executescript(script)
+        yield db
 
 
 def _check_columns(connection: sqlite3.Connection, path: Path, version: int) -> None:
@@ -277,9 +292,7 @@ def _check_columns(connection: sqlite3.Connection, path: Path, version: int) -> 
 
 @cache
 def _columns_of(version: int) -> dict[str, tuple[str, ...]]:
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        for script in MIGRATIONS[:version]:
-            db.executescript(script)
+    with fresh(version) as db:
         return {table: _columns(db, table) for table in sorted(_tables(db))}
 
 

@@ -18,7 +18,7 @@ import orjson
 from crafter_pipeline.contracts import Rollout
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.files import safe_name, write_whole
-from crafter_pipeline.traces.wire import rollout_from_payload, trace_payload
+from crafter_pipeline.traces.wire import rollout_from_document, trace_payload
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +43,11 @@ def read_snapshot(path: Path) -> Rollout:
     Takes the structured trace, or the whole answer to `POST /rollout` with the trace in it; ours and the original's.
     Totals that do not agree with the turns are logged and kept. DataError, in one line, says what is wrong and where.
     """
-    payload = _json(path)
-    if isinstance(payload, dict) and "event_history" not in payload and isinstance(payload.get("trace"), dict):
-        payload = payload["trace"]
+    document = _json(path)
     try:
-        rollout = rollout_from_payload(payload)
+        rollout = rollout_from_document(document)
     except DataError as e:
         raise DataError(f"{path}: {e}") from e
-    except (TypeError, ValueError, KeyError, AttributeError) as e:  # a hand may write what no check foresees
-        raise DataError(f"{path} cannot be read as a trace ({type(e).__name__}: {e}).") from e
     for what, stated, told in (
         ("total_reward", rollout.total_reward, sum(turn.reward for turn in rollout.turns)),
         ("env_steps", rollout.env_steps, sum(len(turn.actions) for turn in rollout.turns)),

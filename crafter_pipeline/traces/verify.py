@@ -19,8 +19,8 @@ from crafter_pipeline.contracts import Rollout
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
 from crafter_pipeline.traces.merge import rollout_digest
-from crafter_pipeline.traces.reader import open_traces, read_stored
-from crafter_pipeline.traces.schema import MIGRATIONS
+from crafter_pipeline.traces.reader import has_table, open_traces, read_stored
+from crafter_pipeline.traces.schema import fresh
 from crafter_pipeline.traces.store import unpack_answer
 
 Severity = Literal["error", "warning"]
@@ -243,7 +243,7 @@ class _Check:
 
     def answers(self, db: sqlite3.Connection) -> None:
         """The ledger: answers can be unpacked and are those of their rollouts."""
-        if db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'rollout_answers'").fetchone()[0] == 0:
+        if not has_table(db, "rollout_answers"):
             return
         for session, packed, orphan in db.execute(_ANSWERS):
             if orphan:
@@ -274,9 +274,7 @@ class _Check:
 
 def _expected(version: int) -> set[tuple[str, str]]:
     """(type, name) of everything in a fresh database of a schema version."""
-    with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
-        for script in MIGRATIONS[:version]:
-            db.executescript(script)
+    with fresh(version) as db:
         return {(row[0], row[1]) for row in db.execute(_SCHEMA)}
 
 

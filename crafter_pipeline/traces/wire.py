@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crafter_pipeline.contracts import Rollout
+from crafter_pipeline.errors import DataError
 from crafter_pipeline.traces import records as r
 from crafter_pipeline.traces.payload import check_payload
 from crafter_pipeline.traces.reader import attach_event
@@ -19,6 +20,17 @@ def trace_payload(rollout: Rollout, trace_format: str) -> dict[str, Any]:
     reads it back).
     """
     return _compact(rollout) if trace_format == "compact" else _structured(rollout)
+
+
+def rollout_from_document(document: Any) -> Rollout:
+    """The rollout of a structured trace, or of the answer to `POST /rollout` with the trace in it, as
+    `rollout_from_payload`. DataError for everything else: a hand may write what no check foresees."""
+    if isinstance(document, dict) and "event_history" not in document and isinstance(document.get("trace"), dict):
+        document = document["trace"]
+    try:
+        return rollout_from_payload(document)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise DataError(f"it cannot be read as a trace ({type(e).__name__}: {e})") from e
 
 
 def rollout_from_payload(payload: Mapping[str, Any]) -> Rollout:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from crafter_pipeline.dataset.labels import labeller
+from crafter_pipeline.dataset.labels import Labeller
 from crafter_pipeline.errors import ConfigError, DataError
 from crafter_pipeline.expert import ACTIONS, Expert, parse
 from crafter_pipeline.game import Game, render_text
@@ -52,7 +52,7 @@ def decisions(turns):
 
 
 def test_labels_are_what_the_expert_does_when_it_follows_the_whole_rollout():
-    turns, label = list(random_play()), labeller("crafter-expert").label
+    turns, label = list(random_play()), Labeller("crafter-expert").label
     wanted = decisions(turns)
     assert [(reply.content, reply.thinking) for reply in map(label, turns)] == [(d.action, d.thought) for d in wanted]
     assert len({d.action for d in wanted}) > 3
@@ -60,7 +60,7 @@ def test_labels_are_what_the_expert_does_when_it_follows_the_whole_rollout():
 
 def test_where_tools_were_offered_a_label_is_a_call():
     turns = list(random_play(tools=[TOOL]))
-    replies = [labeller("crafter-expert").label(turn) for turn in turns[:1]]
+    replies = [Labeller("crafter-expert").label(turn) for turn in turns[:1]]
     (call,) = replies[0].tool_calls
     assert replies[0].content == "" and call["id"] == "call_crafter-expert_0"
     assert orjson.loads(call["function"]["arguments"]) == {"actions": [decisions(turns)[0].action]}
@@ -69,13 +69,13 @@ def test_where_tools_were_offered_a_label_is_a_call():
 def test_every_rollout_begins_with_an_empty_map():
     """Also of equal names in two databases: the map of one world must not lead the way in another."""
     one, other = list(random_play(5)), list(random_play(6, source=1))
-    label = labeller("crafter-expert").label
+    label = Labeller("crafter-expert").label
     told = [label(turn).content for turn in (*one, *other)]
     assert told == [d.action for turns in (one, other) for d in decisions(turns)]
 
 
 def test_math_is_labelled_with_its_working():
-    reply = labeller("math-expert").label(Turn(0, [{"role": "user", "content": "37 + 48"}]))
+    reply = Labeller("math-expert").label(Turn(0, [{"role": "user", "content": "37 + 48"}]))
     assert (reply.content, reply.thinking) == ("85", "ones 7 + 8 = 15 tens 3 + 4 + 1 = 8")
 
 
@@ -85,9 +85,9 @@ def test_math_is_labelled_with_its_working():
 @pytest.mark.parametrize("name", ["crafter-expert", "math-expert"])
 def test_a_prompt_that_it_cannot_read_is_named(name, prompt):
     with pytest.raises(DataError, match=f"{name} cannot read its prompt"):
-        labeller(name).label(Turn(0, prompt))
+        Labeller(name).label(Turn(0, prompt))
 
 
 def test_an_unknown_player_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'crafter-expert'"):
-        labeller("crafter-exprt")
+        Labeller("crafter-exprt")
