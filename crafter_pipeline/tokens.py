@@ -114,10 +114,8 @@ def _raise(message: str) -> None:
 
 @lru_cache(maxsize=8)
 def _compiled(template: str) -> jinja2.Template:
-    ours = template in (
-        chat_template(),
-        _own("qwen3_training.jinja"),
-    )  # the sandbox, for strangers', costs as much again
+    ours = template in (chat_template(), _own("qwen3_training.jinja"))
+    # The sandbox, for strangers' templates, costs as much again.
     make = jinja2.Environment if ours else jinja2.sandbox.ImmutableSandboxedEnvironment
     environment = make(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = _to_json
