@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
 
 from crafter_pipeline.clients.backend import BackendClient
 from crafter_pipeline.clients.http import service_client
 from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.errors import ConfigError
-from crafter_pipeline.settings import load_settings, reveal
+from crafter_pipeline.settings import Settings, load_settings, reveal
 
 ROLLOUT_TIMEOUT_S = 3600.0
 """A rollout answers when its episode is over."""
@@ -57,6 +60,16 @@ def backend(url: str) -> BackendClient:
             key = _keys.get(url) or reveal(load_settings().synth_api_key)
             _backends[url] = BackendClient(service_client(url, key, BACKEND_TIMEOUT_S))
         return _backends[url]
+
+
+def chat_settings(url: str) -> Settings:
+    """The settings for a client of the chat models at `url`, with the key of a backend that `remember_key` told of."""
+    settings, netloc = load_settings(), urlsplit(url).netloc
+    with _lock:
+        key = next((key for known, key in _keys.items() if urlsplit(known).netloc == netloc), None)
+    if key is None:
+        return settings
+    return settings.model_copy(update={"synth_api_key": SecretStr(key), "backend_base_url": url})
 
 
 def task_app_address(url: str | None = None) -> str:

@@ -6,7 +6,7 @@ Three kinds of things:
   the trace store, read by dataset and evaluation;
 * the wire shape of `POST /rollout` (`RolloutRequest`, `RolloutResponse`), which published clients speak
   (`extra` keys are kept, never refused);
-* the wire shape of chat completions lives in `clients/chat.py`, that of jobs in `clients/backend.py`.
+* the wire shape of chat completions lives in `clients/chat.py`, that of jobs in `clients/payloads.py`.
 """
 
 from __future__ import annotations

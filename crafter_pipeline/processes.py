@@ -194,9 +194,9 @@ def wait_until(ready: Callable[[], bool], timeout_s: float, complaint: Callable[
         time.sleep(0.1)
 
 
-def tail_of(path: Path, lines: int = 15) -> str:
-    """The last lines of a log file; empty when there is none."""
+def tail_of(path: Path, lines: int = 15, *, since: int = 0) -> str:
+    """The last lines of a log file, of what was written behind its first `since` bytes; empty when there is none."""
     try:
-        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(path.read_bytes()[since:].decode(errors="replace").splitlines()[-lines:])
     except OSError:
         return ""

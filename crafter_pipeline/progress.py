@@ -16,16 +16,29 @@ log = logging.getLogger("crafter_pipeline")
 
 SHOWN_METRICS = {
     "train.loss": "loss",
+    "validation.loss": "validation loss",
     "train.mean_token_accuracy": "token accuracy",
+    "train.tokens_per_second": "tokens/s",
+    "rl.reward": "reward",
     "rl.achievements": "achievements",
+    "rl.reverse_kl": "KL to the teacher",
     "rl.rows": "rows",
+    "rl.tokens_per_second": "tokens/s",
+    "dev.reward": "reward on dev seeds",
+    "dev.achievements": "achievements on dev seeds",
 }
 """Of a training step: metric -> what it is called for people."""
+ETA = "eta_seconds"
+"""What a listener is told beside a step's numbers, once it can be guessed: seconds until the job has all its steps."""
 
 
 def in_words(values: Mapping[str, float]) -> str:
     """The few numbers of a training step that matter; empty when it has none of them."""
-    return ", ".join(f"{word} {values[name]:.4g}" for name, word in SHOWN_METRICS.items() if name in values)
+    told = [f"{word} {values[name]:.4g}" for name, word in SHOWN_METRICS.items() if name in values]
+    if told and ETA in values:
+        seconds = values[ETA]
+        told.append(f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left")
+    return ", ".join(told)
 
 
 class Progress(Protocol):
@@ -41,7 +54,7 @@ class Progress(Protocol):
         """So many more units are done."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """A training job reported the numbers of a step, all at once."""
+        """A training job reported numbers of a step."""
 
     def note(self, text: str) -> None:
         """A line worth reading."""

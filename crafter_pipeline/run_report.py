@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from crafter_pipeline.config import RlConfig
 from crafter_pipeline.contracts import Rollout, Turn
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected, EpisodeSpec
@@ -42,7 +43,7 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
     for output in outputs.values():
         if isinstance(output, Collected) and output.failed:
             named = ", ".join(map(str, sorted(output.failed)[:10]))
-            warnings.append(f"{len(output.failed)} seeds were not played by the teacher: {named}")
+            warnings.append(f"{len(output.failed)} seeds were not played by {output.model}: {named}")
     warnings += [w for m in models.values() for w in m.warnings] + list(manifest.warnings if manifest else ())
     try:
         comparisons = compare_all(evaluations, run.config.evaluate.bootstrap)
@@ -59,13 +60,29 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         evaluations=evaluations,
         comparisons=comparisons,
         dataset=manifest,
-        models=[ModelRecord(m.id, m.parent, m.dataset_sha256, {"job_id": m.job_id}) for m in models.values()],
-        training={name.removeprefix("submit-"): m.curves for name, m in models.items()},
+        models=[_record(name, m, outputs, run.config.rl) for name, m in models.items()],
+        training={name.removeprefix("submit-").removesuffix("-sft"): m.curves for name, m in models.items()},
         warnings=warnings,
         examples=examples_of(run),
         environment=environment_facts(),
         command=f"crafter-pipeline run --config {run.folder / 'config.toml'}",
     )
+
+
+def _record(stage: str, model: TrainedModel, outputs: Mapping[str, Any], rl: RlConfig) -> ModelRecord:
+    """A model of a stage; one of a round of DAgger with how its student played and what was learnt from it."""
+    facts: dict[str, Any] = {"job_id": model.job_id}
+    if stage == "submit-rl" and rl.advantage == "distillation":
+        facts |= {"method": "on-policy distillation", "teacher": rl.teacher}
+    if stage.startswith("dagger-"):
+        name = stage.removesuffix("-sft")
+        played, rows = outputs.get(f"{name}-collect"), outputs.get(f"{name}-join")
+        facts["method"] = name.replace("-", " round ")
+        if isinstance(played, Collected):
+            facts |= {"student_episodes": played.episodes, "student_achievements": played.mean_achievements}
+        if isinstance(rows, DatasetManifest):
+            facts |= {"dataset": rows.path, "rows": rows.rows, "labels": rows.labels, "label_usage": rows.label_usage}
+    return ModelRecord(model.id, model.parent, model.dataset_sha256, facts)
 
 
 def keep_evaluation(evaluation: Evaluation, folder: Path) -> Path:

@@ -5,6 +5,7 @@
         stages/          <name>.json: done, keyed by the hash of config and inputs; written last, at once
         traces/          the task app's databases, and with them the ledger of finished episodes
         dataset/         JSONL, manifest, card
+        dagger/          <round>/: the labelled turns, and all rows so far
         backend/         files, jobs and models of the training backend
         evaluations/     <label>.json
         logs/            of the services and of Prefect

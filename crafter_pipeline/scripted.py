@@ -81,11 +81,16 @@ EXPERTS: dict[str, type[CrafterPlayer] | type[MathPlayer]] = {
 
 def reply_of(decision: Decision, info: EnvironmentInfo, *, by_tool: bool, call_id: str) -> Reply:
     """A decision as a chat answer: text, or a call of the environment's tool; the reason is its thinking."""
+    return answer_of((decision.action,), decision.thought, info, by_tool=by_tool, call_id=call_id)
+
+
+def answer_of(actions: Sequence[str], thought: str, info: EnvironmentInfo, *, by_tool: bool, call_id: str) -> Reply:
+    """The chat answer that does these actions: text, or a call of the environment's tool."""
     if not by_tool:
-        return Reply(decision.action, decision.thought)
-    arguments = orjson.dumps(info.tool_arguments((decision.action,))).decode()
+        return Reply(", ".join(actions), thought)
+    arguments = orjson.dumps(info.tool_arguments(actions)).decode()
     call = {"id": call_id, "type": "function", "function": {"name": info.tool_name, "arguments": arguments}}
-    return Reply("", decision.thought, (call,), "tool_calls")
+    return Reply("", thought, (call,), "tool_calls")
 
 
 def view_of(messages: Messages) -> View:

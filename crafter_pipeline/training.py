@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from crafter_pipeline.clients.backend import BackendClient, JobEvent, JobMetric
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, digest_of
+from crafter_pipeline.dataset.manifest import DatasetManifest, SplitFile
 from crafter_pipeline.errors import JobFailed
-from crafter_pipeline.progress import progress
+from crafter_pipeline.progress import ETA, progress
 
 METRICS_PER_PAGE = 1000
 POINTS_KEPT = 500
 """Per metric, evenly thinned: a curve needs no more."""
+BURST_SECONDS = 0.1
+"""Steps that are told within it came together."""
 
 
 class _Plain(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+@dataclass(frozen=True)
+class TrainingFiles:
+    """The files of a fine-tuning, as `submit-sft` takes them: contents decide the result, places do not."""
+
+    train: SplitFile
+    validation: SplitFile | None
+
+    @classmethod
+    def of(cls, dataset: DatasetManifest, held_back: DatasetManifest | None = None) -> TrainingFiles:
+        """The training rows of `dataset`, and the validation rows of `held_back` (its own by default)."""
+        return cls(dataset.splits["train"], (held_back or dataset).validation)
+
+    @property
+    def hashes(self) -> tuple[str, str | None]:
+        """dataset_sha256, validation_sha256."""
+        return self.train.sha256, None if self.validation is None else self.validation.sha256
+
+    @property
+    def places(self) -> dict[str, Path | None]:
+        """dataset, validation."""
+        validation = None if self.validation is None else Path(self.validation.path)
+        return {"dataset": Path(self.train.path), "validation": validation}
 
 
 class SftJob(_Plain):
@@ -28,6 +58,12 @@ class SftJob(_Plain):
     config: SftConfig
     file_id: str
     dataset_sha256: str
+    validation_file_id: str | None = None
+    validation_sha256: str | None = None
+    """Of the dataset whose loss is told; None: there is none."""
+    task_app_url: str | None = None
+    """Who plays the episodes of `config.dev`; None: there are none."""
+    tags: dict[str, str] = {}
 
     @property
     def parent(self) -> str:
@@ -35,12 +71,19 @@ class SftJob(_Plain):
 
     @property
     def key(self) -> str:
-        """Equal jobs have equal keys. The file's id is not part of it, its content is."""
-        return "sft-" + digest_of(self.model_dump(mode="json", exclude={"file_id"}))
+        """Equal jobs have equal keys. The files' ids are not part of it, their contents are."""
+        return "sft-" + digest_of(self.model_dump(mode="json", exclude={"file_id", "validation_file_id"}))
 
     def submit(self, client: BackendClient) -> str:
         """Create and start it, or find the one that was; returns its id."""
-        job_id = client.create_sft(self.config, self.file_id, idempotency_key=self.key)
+        job_id = client.create_sft(
+            self.config,
+            self.file_id,
+            validation_file_id=self.validation_file_id,
+            task_app_url=self.task_app_url,
+            tags=self.tags,
+            idempotency_key=self.key,
+        )
         if not client.job(job_id).final:
             client.start(job_id)
         return job_id
@@ -55,6 +98,7 @@ class RlJob(_Plain):
     environment: str
     policy: PolicyConfig
     task_app_url: str
+    tags: dict[str, str] = {}
     dataset_sha256: None = None
 
     @property
@@ -74,6 +118,7 @@ class RlJob(_Plain):
             source=self.source,
             environment=self.environment,
             policy=self.policy,
+            tags=self.tags,
             idempotency_key=self.key,
         )
 
@@ -95,27 +140,61 @@ def follow(client: BackendClient, job_id: str, poll_seconds: float = 0.5) -> tup
 
     Raises JobFailed. Safe to call again for the same job.
     """
-    warnings: list[str] = []
-    done = 0
-
-    def hear(event: JobEvent) -> None:
-        if event.level in ("warning", "error"):
-            progress().note(f"{event.level}: {event.message}")
-        if event.level == "warning":
-            warnings.append(event.message)
-        if event.type.endswith(".training.started") and event.data.get("steps"):
-            progress().expect(int(event.data["steps"]), "steps")
-
-    def measure(step: int, values: dict[str, float]) -> None:
-        nonlocal done
-        progress().metrics(step, values)
-        progress().advance(step - done)
-        done = step
-
-    job = client.wait(job_id, hear, measure, poll_seconds)
+    listener = _Listener()
+    job = client.wait(job_id, listener.hear, listener.measure, poll_seconds)
     if job.model_id is None:
         raise JobFailed(f"Job {job_id} {job.status}, but names no model.")
-    return job.model_id, warnings
+    return job.model_id, listener.warnings
+
+
+class _Listener:
+    """Tells the progress what a job says."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+        """Alarms among them, each once."""
+        self._done = self._total = 0
+        self._numbers: dict[str, float] = {}
+        self._pace = _Pace()
+
+    def hear(self, event: JobEvent) -> None:
+        """An event. Warnings, and with them alarms of RL, are worth a line."""
+        if event.level in ("warning", "error") and event.message not in self.warnings:
+            progress().note(f"{event.level}: {event.message}")
+        if event.level == "warning" and event.message not in self.warnings:
+            self.warnings.append(event.message)
+        if event.type.endswith(".training.started") and event.data.get("steps"):
+            self._total = int(event.data["steps"])
+            progress().expect(self._total, "steps")
+
+    def measure(self, step: int, values: dict[str, float]) -> None:
+        """Numbers of a step; those that come later, of its evaluation, join those that were there."""
+        self._numbers = {**self._numbers, **values} if step == self._done else values
+        left = self._pace.seconds_left(step, self._total, time.monotonic())
+        progress().metrics(step, self._numbers if left is None else {**self._numbers, ETA: left})
+        progress().advance(step - self._done)
+        self._done = step
+
+
+class _Pace:
+    """How long the rest of a job takes, if it goes on as it did while we listened."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._last = 0.0
+        self._settled = False
+
+    def seconds_left(self, step: int, total: int, now: float) -> float | None:
+        """None: not known yet. What came in one burst at the beginning was done before: it says nothing of the pace."""
+        self._settled = self._settled or (self._first is not None and now - self._last > BURST_SECONDS)
+        self._last = now
+        if self._first is None or not self._settled:
+            self._first = step, now
+            return None
+        since, started = self._first
+        if step <= since or total <= step:
+            return None
+        return (total - step) * (now - started) / (step - since)
 
 
 def curves(client: BackendClient, job_id: str) -> dict[str, list[tuple[int, float]]]:
@@ -127,12 +206,15 @@ def curves(client: BackendClient, job_id: str) -> dict[str, list[tuple[int, floa
 
 
 def _metrics_after(client: BackendClient, job_id: str, step: int | None) -> Iterator[JobMetric]:
-    while page := client.metrics(job_id, after_step=step, limit=METRICS_PER_PAGE):
-        yield from page
-        last = max(point.step for point in page)
-        if last == step:
+    while True:
+        page = client.metrics(job_id, after_step=step, limit=METRICS_PER_PAGE)
+        last = max((point.step for point in page), default=0)
+        whole = [point for point in page if point.step < last]
+        if len(page) < METRICS_PER_PAGE or not whole:
+            yield from page
             return
-        step = last
+        yield from whole  # a full page may end within a step: that comes with the next one
+        step = last - 1
 
 
 def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -18,6 +18,7 @@ OUR_NAMES = frozenset(
         "collect-rollouts",
         "filter-dataset",
         "submit-sft",
+        "dagger",
         "evaluate",
         "submit-rl",
         "nightly-eval",

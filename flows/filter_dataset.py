@@ -17,6 +17,7 @@ def filter_dataset(
     config: FilterConfig = FilterConfig(),  # noqa: B008
     traces: Path | list[Path] = Path("traces/v3"),
     out: Path = Path("ft_data/crafter_sft.jsonl"),
+    inference_url: str | None = None,
 ) -> DatasetManifest:
     """Select turns with DuckDB and write them as JSONL, with manifest and data card beside it.
 
@@ -24,7 +25,8 @@ def filter_dataset(
         config: Which rollouts and turns become examples; a rule is off until asked for.
         traces: A trace database, a folder of them, a glob, `latest`, or a list of these.
         out: The JSONL file to write.
+        inference_url: Base URL of a chat model that labels, unless the config names it; unset: none does.
     """
-    manifest = filter_traces(config, traces, out)
+    manifest = filter_traces(config, traces, out, inference_url)
     publish_dataset_artifact(manifest)
     return manifest

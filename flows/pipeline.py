@@ -9,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from crafter_pipeline.config import EvaluateConfig, PipelineConfig
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report import write_report
@@ -16,7 +17,9 @@ from crafter_pipeline.run_report import keep_evaluation, report_of
 from crafter_pipeline.runs import Run, resolve_config
 from crafter_pipeline.services import Addresses, services
 from crafter_pipeline.settings import load_settings
+from crafter_pipeline.training import TrainedModel, TrainingFiles
 from flows.collect_rollouts import collect_rollouts
+from flows.dagger import Places, play_rounds
 from flows.deploy_task_app import deploy_task_app
 from flows.evaluate_model import evaluate_model
 from flows.filter_dataset import filter_dataset
@@ -32,7 +35,7 @@ def crafter_pipeline(
     config: PipelineConfig | None = None,
     fresh: bool = False,
 ) -> str:
-    """Deploy the task app, collect, filter, SFT, RL, and evaluate everyone. Returns the run folder.
+    """Deploy the task app, collect, filter, SFT, DAgger, RL, and evaluate everyone. Returns the run folder.
 
     The same config again goes on where it stopped; a finished run has nothing to do.
 
@@ -50,6 +53,7 @@ def crafter_pipeline(
 
     with run.locked(), reported(run), services(run) as at:
         judge = Judge(run, cfg, at)
+        trains_at = {"task_app_url": at.task_app_url, "backend_url": at.backend_url}
         run.always(
             "deploy-task-app",
             deploy_task_app,
@@ -62,22 +66,42 @@ def crafter_pipeline(
         dataset = run.stage("filter-dataset", filter_dataset, cfg.filter, traces=run.traces, out=run.dataset)
         judge("random", judge.random, baseline=True)
         judge("teacher", cfg.collect.model, baseline=True)
-        tuned = run.stage(
-            "submit-sft", submit_sft, cfg.sft, dataset.sha256, dataset=run.dataset, backend_url=at.backend_url
-        )
+        files = TrainingFiles.of(dataset)
+        tuned = run.stage("submit-sft", submit_sft, cfg.sft, *files.hashes, **files.places, **trains_at)
         judge("sft", tuned.id)
+        taught = taught_by_dagger(run, at, tuned, dataset, judge)
         improved = run.stage(
             "submit-rl",
             submit_rl,
             cfg.rl,
-            tuned.id,
+            taught.id,
             cfg.evaluate.policy,
             cfg.environment,
-            task_app_url=at.task_app_url,
-            backend_url=at.backend_url,
+            **trains_at,
         )
         judge("rl", improved.id)
     return str(run.folder)
+
+
+def taught_by_dagger(
+    run: Run, at: Addresses, tuned: TrainedModel, dataset: DatasetManifest, judge: Judge
+) -> TrainedModel:
+    """The model after the rounds of DAgger, judged as `dagger`; where none are asked for, the one before."""
+    config = run.config
+    if not config.dagger.rounds:
+        return tuned
+    places = Places(
+        task_app_url=at.task_app_url,
+        backend_url=at.backend_url,
+        inference_url=at.inference_url,
+        traces=run.traces,
+        imports=at.imports,
+        out=run.folder / "dagger",
+    )
+    export = config.filter.export
+    taught = play_rounds(config.dagger, tuned.id, dataset, config.environment, export, places, run.stage)
+    judge("dagger", taught.id)
+    return taught
 
 
 class Judge:

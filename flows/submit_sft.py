@@ -11,27 +11,48 @@ from crafter_pipeline.config import SftConfig
 from crafter_pipeline.training import SftJob, TrainedModel
 from tasks.artifacts import publish_model_artifact
 from tasks.dataset import hash_dataset
-from tasks.training import await_job, submit_job, upload_dataset
+from tasks.task_app import check_task_app
+from tasks.training import await_job, resolve_model, submit_job, upload_dataset
 
 
 @flow(name="submit-sft", flow_run_name="sft-{config.base_model}")
 def submit_sft(
     config: SftConfig = SftConfig(),  # noqa: B008
     dataset_sha256: str | None = None,
+    validation_sha256: str | None = None,
     dataset: Path = Path("ft_data/train.jsonl"),
+    validation: Path | None = None,
+    task_app_url: str | None = None,
     backend_url: str | None = None,
+    tags: dict[str, str] | None = None,
 ) -> TrainedModel:
     """Upload the dataset, train on it, wait for the model. A job that was asked for before is found, not repeated.
 
     Args:
         config: The job.
         dataset_sha256: Of the dataset; unset: computed.
+        validation_sha256: Of the validation dataset; unset: computed.
         dataset: JSONL file of chat messages.
+        validation: JSONL file whose loss is told; unset: none, or the config's share of the dataset.
+        task_app_url: Who plays the config's dev episodes, as the backend sees it; unset: TASK_APP_URL.
         backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
+        tags: Words to find the job by.
     """
     backend_url = connections.backend_address(backend_url)
-    sha256 = dataset_sha256 or hash_dataset(dataset)
-    job = SftJob(config=config, file_id=upload_dataset(dataset, backend_url), dataset_sha256=sha256)
+    if config.dev is not None:
+        task_app_url = connections.task_app_address(task_app_url)
+        check_task_app(task_app_url)
+    if validation is not None:
+        validation_sha256 = validation_sha256 or hash_dataset(validation)
+    job = SftJob(
+        config=config.model_copy(update={"base_model": resolve_model(config.base_model, backend_url)}),
+        file_id=upload_dataset(dataset, backend_url),
+        dataset_sha256=dataset_sha256 or hash_dataset(dataset),
+        validation_file_id=None if validation is None else upload_dataset(validation, backend_url),
+        validation_sha256=validation_sha256,
+        task_app_url=None if config.dev is None else task_app_url,
+        tags=tags or {},
+    )
     model = await_job(submit_job(job, backend_url), job, backend_url)
     publish_model_artifact(model, "sft")
     return model

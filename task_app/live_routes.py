@@ -10,11 +10,11 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import AliasChoices, Field
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.contracts import MAX_SEED, Reply, Wire
 from crafter_pipeline.environments import CRAFTER
 from crafter_pipeline.errors import FieldError, suggest
 from crafter_pipeline.rewards import read_step_rewards
-from task_app.answers import Answer
 from task_app.environments import Environment
 from task_app.live import LiveEnvironment, LiveEnvironments, LiveSetup
 from task_app.plan import MAX_ENV_STEPS

@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.conversation import Message, answer_again, tool_results
 from crafter_pipeline.environments import ACTION_JOINT, HISTORY_WORD, NO_THOUGHT
 from crafter_pipeline.vision import image_part
-from task_app.answers import Answer
 from task_app.environments.protocol import Step
 from task_app.policies import EVENT_WORD, Policy
 

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.clients.chat import ChatClient, chat_url
 from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
 from crafter_pipeline.rewards import Counters, Shaper
 from crafter_pipeline.traces.records import dumps
 from crafter_pipeline.traces.wire import trace_payload
-from task_app.answers import Answer
 from task_app.environments.protocol import Episode, Step
 from task_app.plan import Plan, plan_rollout
 from task_app.policies import with_cid, without_secrets

@@ -9,8 +9,10 @@ from prefect.cache_policies import NO_CACHE
 
 from crafter_pipeline import connections
 from crafter_pipeline.errors import DataError
+from crafter_pipeline.progress import report_to
 from crafter_pipeline.services import needing
 from crafter_pipeline.training import RlJob, SftJob, TrainedModel, curves, follow
+from tasks.artifacts import JobBar, artifact_key
 from tasks.policies import may_pass
 
 
@@ -30,7 +32,7 @@ def submit_job(job: SftJob | RlJob, backend_url: str) -> str:
 def await_job(job_id: str, job: SftJob | RlJob, backend_url: str) -> TrainedModel:
     """Follow a job until there is a model. A retry goes on listening; a failed job is final."""
     client = connections.backend(backend_url)
-    with needing(backend_url):
+    with needing(backend_url), report_to(JobBar(artifact_key("job", job.kind))):
         model_id, warnings = follow(client, job_id)
     return TrainedModel(
         id=model_id,

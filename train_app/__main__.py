@@ -17,6 +17,7 @@ from crafter_pipeline.errors import ConfigError, DataError, PipelineError
 from crafter_pipeline.processes import exit_with_parent, listen, url_of
 from crafter_pipeline.settings import LOOPBACK_HOSTS, Settings, load_settings, reveal
 from train_app.app import make_app
+from train_app.upload_limit import MAX_UPLOAD_MB
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +40,17 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, help="folder of files, jobs and models")
     p.add_argument("--alias", action="append", default=[], metavar="BASE=STAND-IN", help="weights not at hand")
     p.add_argument("--public-url", help="our address as others see it")
+    p.add_argument("--slots", type=_positive, help="jobs at once; default: one per GPU, or one")
+    p.add_argument("--max-upload-mb", type=_positive, default=MAX_UPLOAD_MB, help="largest dataset that is taken")
     p.add_argument("--env-file", type=Path, help="variables that are not set otherwise")
     return p
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 def serve(options: argparse.Namespace) -> None:
@@ -59,7 +69,13 @@ def serve(options: argparse.Namespace) -> None:
         os.environ.setdefault("ENVIRONMENT_API_KEY", task_app_key)
     with sock or listen(options.host, options.port) as sock, owned(data_dir):
         app = make_app(
-            data_dir, api_key=api_key, aliases=aliases, public_url=options.public_url, task_app_key=task_app_key
+            data_dir,
+            api_key=api_key,
+            aliases=aliases,
+            public_url=options.public_url,
+            task_app_key=task_app_key,
+            slots=options.slots,
+            max_upload_mb=options.max_upload_mb,
         )
         print(f"Training backend at {url_of(sock)}, data in {data_dir}", flush=True)
         if api_key is None:

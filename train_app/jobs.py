@@ -1,26 +1,30 @@
 """The table that the API, the supervisor and the workers share: files, jobs, events, metrics, models.
 
 A worker computes; the supervisor schedules; the API records. They share this SQLite file and nothing else, each
-with a `JobStore` of its own. A status that is final stays: whoever comes later changes nothing.
+with a `JobStore` of its own. A status that is final stays: whoever comes later changes nothing. What a worker writes
+goes through its lease (`train_app.leases`), so that a worker that was replaced changes nothing either.
 
     queued ── claim ──► running ──► succeeded | failed | cancelled
        ▲                   │
-       └── requeue_running ┘        (a restart of the API, or of a worker that died)
+       └───── requeue ─────┘        (a restart of the API)
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from train_app.job_schema import migrate
 
 Kind = Literal["sft", "rl"]
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
@@ -28,33 +32,6 @@ FINAL_STATES = ("succeeded", "failed", "cancelled")
 PREFIXES = ("fft", "ft", "qft", "rl")
 """First parts of model ids: full, LoRA, QLoRA, RL."""
 JOB_ID = re.compile(r"job_[0-9a-f]{16}")
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS files (
-  id TEXT PRIMARY KEY, purpose TEXT NOT NULL, filename TEXT NOT NULL, path TEXT NOT NULL,
-  bytes INTEGER NOT NULL, rows INTEGER NOT NULL, sha256 TEXT NOT NULL, created_at REAL NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS jobs (
-  id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT NOT NULL, base_model TEXT NOT NULL, spec TEXT NOT NULL,
-  request TEXT NOT NULL, status TEXT NOT NULL, ready INTEGER NOT NULL, error TEXT, model_id TEXT,
-  idempotency_key TEXT, cancel_requested INTEGER NOT NULL DEFAULT 0, attempts INTEGER NOT NULL DEFAULT 0, pid INTEGER,
-  created_at REAL NOT NULL, updated_at REAL NOT NULL, started_at REAL, finished_at REAL, heartbeat_at REAL
-) STRICT;
-CREATE INDEX IF NOT EXISTS jobs_by_key ON jobs (idempotency_key) WHERE idempotency_key IS NOT NULL;
-CREATE TABLE IF NOT EXISTS events (
-  job_id TEXT NOT NULL REFERENCES jobs (id), seq INTEGER NOT NULL, type TEXT NOT NULL, level TEXT NOT NULL,
-  message TEXT NOT NULL, data TEXT NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (job_id, seq)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS metrics (
-  job_id TEXT NOT NULL REFERENCES jobs (id), step INTEGER NOT NULL CHECK (step >= 1), name TEXT NOT NULL,
-  phase TEXT NOT NULL, value REAL NOT NULL, created_at REAL NOT NULL, PRIMARY KEY (job_id, step, name, phase)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS models (
-  id TEXT PRIMARY KEY, base_model TEXT NOT NULL, job_id TEXT NOT NULL REFERENCES jobs (id), kind TEXT NOT NULL,
-  path TEXT NOT NULL, parent TEXT, dataset_sha256 TEXT, created_at REAL NOT NULL, metrics TEXT NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS models_by_job ON models (job_id);
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +77,32 @@ class Job:
     started_at: float | None
     finished_at: float | None
     heartbeat_at: float | None
+    tags: dict[str, Any] = field(default_factory=dict)
+    """The client's words to find the job by."""
 
     @property
     def final(self) -> bool:
         return self.status in FINAL_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list holds; None: any."""
+
+    kind: str | None = None
+    status: str | None = None
+    base_model: str | None = None
+    """The job's base, or the model that it started from."""
+    file: str | None = None
+    """Path of an uploaded file that it trains on."""
+    created_after: float | None = None
+    """Unix seconds, exclusive."""
+    created_before: float | None = None
+    """Unix seconds, exclusive."""
+    tags: Mapping[str, str | None] = field(default_factory=dict)
+    """Tags it has; None: with any value."""
+    after: str | None = None
+    """Id of a job: only those that come behind it in the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,8 @@ class Metric:
     value: float
     phase: str
     created_at: float
+    attempt: int = 1
+    """Worker that told it, counted from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +146,25 @@ class Model:
     dataset_sha256: str | None
     created_at: float
     metrics: dict[str, Any]
+    """The trainer's last numbers."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """What it was trained with."""
+    tokenizer_sha256: str | None = None
+    """Equal for models that read and write equal tokens; None: made before it was kept."""
+    form: Literal["full", "adapter"] = "full"
+    """What lies in the folder: all weights, or an adapter of the parent's."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """How it was made: method, device, dtype, steps, …"""
 
 
 def job_folder(data_dir: Path, job_id: str) -> Path:
     """Where a job keeps its log, checkpoints and model."""
     return data_dir / "jobs" / job_id
+
+
+def model_folder(data_dir: Path, job_id: str) -> Path:
+    """Where the model of a job lies once it is whole."""
+    return data_dir / "models" / job_id
 
 
 def database_path(data_dir: Path) -> Path:
@@ -160,20 +175,21 @@ def database_path(data_dir: Path) -> Path:
 class JobStore:
     """The shared table. One instance serves every thread of its process; each process opens its own.
 
-    Unknown job ids raise KeyError.
+    Reads never wait for writes: they have a connection of their own. Unknown job ids raise KeyError.
     """
 
     def __init__(self, path: Path | str) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
-        self._db.row_factory = sqlite3.Row
+        self._lock, self._read_lock = threading.RLock(), threading.Lock()
+        self._in_transaction: int | None = None
+        """Thread that has one open: it alone reads what it has written."""
+        self._db, self._reader = _connect(path), _connect(path)
         with self._lock:
-            self._db.execute("PRAGMA busy_timeout = 30000")
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = NORMAL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            self._db.executescript(_SCHEMA)
+            migrate(self._db)
+        self._reader.execute("PRAGMA query_only = ON")
 
     @classmethod
     def in_folder(cls, data_dir: Path | str) -> JobStore:
@@ -182,7 +198,8 @@ class JobStore:
 
     def close(self) -> None:
         """Close the file; further calls raise sqlite3.ProgrammingError."""
-        with self._lock:
+        with self._lock, self._read_lock:
+            self._reader.close()
             self._db.close()
 
     @contextmanager
@@ -193,12 +210,16 @@ class JobStore:
                 yield
                 return
             self._db.execute("BEGIN IMMEDIATE")
+            self._in_transaction = threading.get_ident()
             try:
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:  # a full disk has ended it
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
+            finally:
+                self._in_transaction = None
 
     # ------------------------------------------------------------------ jobs
 
@@ -212,6 +233,7 @@ class JobStore:
         request: Mapping[str, Any] | None = None,
         ready: bool = True,
         idempotency_key: str | None = None,
+        tags: Mapping[str, Any] | None = None,
     ) -> Job:
         """A new queued job with its first event. An equal key returns the job it made, unless that one failed or was
         cancelled. `ready=False`: it waits for `start`."""
@@ -221,8 +243,8 @@ class JobStore:
                 return before
             job_id, now = f"job_{secrets.token_hex(8)}", time.time()
             self._db.execute(
-                "INSERT INTO jobs (id, kind, name, base_model, spec, request, status, ready, idempotency_key, "
-                "created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?)",
+                "INSERT INTO jobs (id, kind, name, base_model, spec, request, status, ready, idempotency_key, tags, "
+                "created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, 'queued', ?, ?, ?, ?, ?)",
                 (
                     job_id,
                     kind,
@@ -232,6 +254,7 @@ class JobStore:
                     _dump(request or {}),
                     int(ready),
                     idempotency_key,
+                    _dump(tags or {}),
                     now,
                     now,
                 ),
@@ -258,15 +281,34 @@ class JobStore:
             raise KeyError(job_id)
         return _job(row)
 
-    def list(self, kind: Kind | None = None, status: str | None = None, limit: int = 100) -> Sequence[Job]:
-        """Newest first."""
-        rows = self._all(
-            "SELECT * FROM jobs WHERE (?1 IS NULL OR kind = ?1) AND (?2 IS NULL OR status = ?2) "
-            "ORDER BY created_at DESC, id LIMIT ?3",
-            kind,
-            status,
-            limit,
-        )
+    def list(self, asked: JobFilter = JobFilter(), limit: int = 100) -> Sequence[Job]:  # noqa: B008
+        """Newest first. KeyError when `asked.after` is no job."""
+        behind = self.get(asked.after) if asked.after is not None else None
+        clauses: list[str] = ["1"]
+        values: list[Any] = []
+        for clause, value in (
+            ("kind = ?", asked.kind),
+            ("status = ?", asked.status),
+            ("created_at > ?", asked.created_after),
+            ("created_at < ?", asked.created_before),
+            (
+                "? IN (base_model, json_extract(spec, '$.source'), json_extract(spec, '$.config.base_model'))",
+                asked.base_model,
+            ),
+            ("? IN (json_extract(spec, '$.training_file'), json_extract(spec, '$.validation_file'))", asked.file),
+        ):
+            if value is not None:
+                clauses.append(clause)
+                values.append(value)
+        for key, tag in asked.tags.items():
+            same = "coalesce(? = CAST(value AS TEXT), 1)"
+            clauses.append(f"EXISTS (SELECT 1 FROM json_each(tags) WHERE key = ? AND {same})")
+            values += [key, tag]
+        if behind is not None:
+            clauses.append("(-created_at, id) > (?, ?)")
+            values += [-behind.created_at, behind.id]
+        where = " AND ".join(clauses)
+        rows = self._all(f"SELECT * FROM jobs WHERE {where} ORDER BY created_at DESC, id LIMIT ?", *values, limit)
         return [_job(r) for r in rows]
 
     def start(self, job_id: str) -> Job:
@@ -280,32 +322,40 @@ class JobStore:
                 self.add_event(job_id, "job.queued", "waiting for a worker")
             return self.get(job_id)
 
-    def claim(self) -> Job | None:
-        """Take the oldest started job: it is running from now on. None: nothing to do."""
+    def next_in_queue(self) -> Job | None:
+        """The oldest started job that nobody runs; None: nothing to do."""
+        row = self._one(
+            "SELECT * FROM jobs WHERE status = 'queued' AND ready = 1 AND cancel_requested = 0 "
+            "ORDER BY created_at, id LIMIT 1"
+        )
+        return None if row is None else _job(row)
+
+    def claim(self, job_id: str) -> bool:
+        """Take a job from the queue: it is running from now on. False when it is not there any more."""
         now = time.time()
         with self.transaction():
-            row = self._db.execute(
+            changed = self._db.execute(
                 "UPDATE jobs SET status = 'running', started_at = COALESCE(started_at, ?1), heartbeat_at = ?1, "
-                "updated_at = ?1 WHERE id = (SELECT id FROM jobs WHERE status = 'queued' AND ready = 1 AND "
-                "cancel_requested = 0 ORDER BY created_at, id LIMIT 1) RETURNING *",
-                (now,),
-            ).fetchone()
-            if row is None:
-                return None
-            self.add_event(row["id"], "job.running", "a worker takes over")
-            return _job(row)
+                "updated_at = ?1 WHERE id = ?2 AND status = 'queued' AND ready = 1 AND cancel_requested = 0",
+                (now, job_id),
+            ).rowcount
+            if changed:
+                self.add_event(job_id, "job.running", "a worker takes over")
+            return changed == 1
 
-    def worker_started(self, job_id: str, pid: int) -> int:
-        """Record the worker's pid; returns how many workers the job has had, this one included."""
+    def begin_attempt(self, job_id: str) -> Job:
+        """The job with a new attempt, before its worker starts: what earlier workers write is refused from now on."""
         with self.transaction():
-            row = self._db.execute(
-                "UPDATE jobs SET pid = ?1, attempts = attempts + 1, heartbeat_at = ?2, updated_at = ?2 WHERE id = ?3 "
-                "RETURNING attempts",
-                (pid, time.time(), job_id),
-            ).fetchone()
-            if row is None:
-                raise KeyError(job_id)
-            return int(row["attempts"])
+            self._db.execute(
+                "UPDATE jobs SET pid = NULL, attempts = attempts + 1, heartbeat_at = ?1, updated_at = ?1 WHERE id = ?2",
+                (time.time(), job_id),
+            )
+            return self.get(job_id)
+
+    def set_pid(self, job_id: str, attempt: int, pid: int) -> None:
+        """The process of an attempt, so that it can be ended after a restart of the API."""
+        with self._lock:
+            self._db.execute("UPDATE jobs SET pid = ? WHERE id = ? AND attempts = ?", (pid, job_id, attempt))
 
     def set_status(self, job_id: str, status: Status, error: str | None = None) -> bool:
         """Change the status and, for a final one, add the event that clients wait for (`sft.job.completed`, …).
@@ -334,11 +384,13 @@ class JobStore:
                 self.add_event(job_id, f"{job.kind}.job.cancelled", error or "cancelled", level="warning")
             return True
 
-    def finish(self, job_id: str, model_id: str) -> bool:
-        """The job succeeded with this model; False when it had already ended."""
+    def succeed(self, model: Model) -> bool:
+        """Register the model and end its job, both or neither. False, and nothing changed, when it had ended."""
         with self.transaction():
-            self._db.execute("UPDATE jobs SET model_id = ? WHERE id = ?", (model_id, job_id))
-            return self.set_status(job_id, "succeeded")
+            if self.get(model.job_id).final:
+                return False
+            self.add_model(model)
+            return self.set_status(model.job_id, "succeeded")
 
     def requeue(self, job_id: str) -> bool:
         """Put a running job back in the queue, attempts kept."""
@@ -347,10 +399,11 @@ class JobStore:
         with self._lock:
             return self._db.execute(sql, (now, job_id)).rowcount == 1
 
-    def heartbeat(self, job_id: str) -> None:
-        """The worker lives."""
+    def heartbeat(self, job_id: str, attempt: int) -> bool:
+        """The worker lives. False when it is not the job's worker (any more)."""
+        sql = "UPDATE jobs SET heartbeat_at = ? WHERE id = ? AND attempts = ? AND status = 'running'"
         with self._lock:
-            self._db.execute("UPDATE jobs SET heartbeat_at = ? WHERE id = ?", (time.time(), job_id))
+            return self._db.execute(sql, (time.time(), job_id, attempt)).rowcount == 1
 
     def request_cancel(self, job_id: str) -> Job:
         """Ask for the job's end: a waiting one is cancelled at once, a running one by the supervisor."""
@@ -365,9 +418,12 @@ class JobStore:
                     self.set_status(job_id, "cancelled")
             return self.get(job_id)
 
-    def cancel_requested(self, job_id: str) -> bool:
-        """Whether the worker should stop."""
-        return self.get(job_id).cancel_requested
+    def holder(self, job_id: str) -> tuple[int | None, bool]:
+        """(attempt that runs the job or None, whether its end was asked for)."""
+        row = self._one("SELECT attempts, status, cancel_requested FROM jobs WHERE id = ?", job_id)
+        if row is None:
+            raise KeyError(job_id)
+        return (row["attempts"] if row["status"] == "running" else None), bool(row["cancel_requested"])
 
     # ------------------------------------------------------------------ events and metrics
 
@@ -383,35 +439,53 @@ class JobStore:
             row = self._db.execute(sql, (job_id, type, level, message, _dump(data or {}), time.time())).fetchone()
             return int(row["seq"])
 
-    def events(self, job_id: str, since_seq: int = 0, limit: int = 200) -> Sequence[Event]:
-        """Events after `since_seq`, oldest first."""
+    def events(
+        self, job_id: str, since_seq: int = 0, limit: int = 200, types: Iterable[str] | None = None
+    ) -> Sequence[Event]:
+        """Events after `since_seq`, oldest first; only of these types, if any are named."""
         rows = self._all(
-            "SELECT * FROM events WHERE job_id = ? AND seq > ? ORDER BY seq LIMIT ?", job_id, since_seq, limit
+            "SELECT * FROM events WHERE job_id = ?1 AND seq > ?2 AND (?4 IS NULL OR type IN "
+            "(SELECT value FROM json_each(?4))) ORDER BY seq LIMIT ?3",
+            job_id,
+            since_seq,
+            limit,
+            None if types is None else json.dumps(list(types)),
         )
         return [
             Event(r["seq"], r["type"], r["level"], r["message"], json.loads(r["data"]), r["created_at"]) for r in rows
         ]
 
-    def add_metric(self, job_id: str, name: str, step: int, value: float, phase: str = "train") -> None:
-        """One number; see `add_metrics`."""
-        self.add_metrics(job_id, step, {name: value}, phase)
-
-    def add_metrics(self, job_id: str, step: int, values: Mapping[str, float], phase: str = "train") -> None:
+    def add_metrics(
+        self, job_id: str, step: int, values: Mapping[str, float], phase: str = "train", attempt: int = 1
+    ) -> None:
         """The numbers of a step, all at once: a reader that pages by step sees all of them or none.
 
         A step that is trained again after a restart replaces its numbers. Steps start at 1. NaN and infinities are
         left out.
         """
         now = time.time()
-        rows = [(job_id, step, n, phase, float(v), now) for n, v in values.items() if abs(float(v)) < float("inf")]
+        rows = [
+            (job_id, step, name, phase, float(value), now, attempt)
+            for name, value in values.items()
+            if math.isfinite(value)
+        ]
         with self.transaction():
-            self._db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
 
     def metrics(
-        self, job_id: str, name: str | None = None, after_step: int | None = None, limit: int = 1000
+        self,
+        job_id: str,
+        name: str | None = None,
+        after_step: int | None = None,
+        limit: int = 1000,
+        attempt: int | None = None,
     ) -> Sequence[Metric]:
-        """Points after `after_step`, by step and name. A page never ends within a step, so it may exceed `limit`."""
-        where = "job_id = ?1 AND (?2 IS NULL OR name = ?2) AND step > ?3"
+        """Points after `after_step`, by step and name. A page never ends within a step, so it may exceed `limit`.
+
+        Args:
+            attempt: Only what this worker told; None: all.
+        """
+        where = "job_id = ?1 AND (?2 IS NULL OR name = ?2) AND step > ?3 AND (?5 IS NULL OR attempt = ?5)"
         rows = self._all(
             f"SELECT * FROM metrics WHERE {where} AND step <= COALESCE((SELECT step FROM metrics WHERE {where} "
             "ORDER BY step, name, phase LIMIT 1 OFFSET ?4), 9223372036854775807) ORDER BY step, name, phase",
@@ -419,8 +493,9 @@ class JobStore:
             name,
             after_step if after_step is not None else 0,
             max(limit, 1) - 1,
+            attempt,
         )
-        return [Metric(r["name"], r["step"], r["value"], r["phase"], r["created_at"]) for r in rows]
+        return [Metric(r["name"], r["step"], r["value"], r["phase"], r["created_at"], r["attempt"]) for r in rows]
 
     # ------------------------------------------------------------------ files and models
 
@@ -452,15 +527,28 @@ class JobStore:
             raise KeyError(file_id)
         return File(**row)
 
-    def files(self, limit: int = 100) -> Sequence[File]:
-        """Newest first."""
-        return [File(**r) for r in self._all("SELECT * FROM files ORDER BY created_at DESC, id LIMIT ?", limit)]
+    def file_of(self, sha256: str | None) -> File | None:
+        """The newest file of this content."""
+        row = self._one("SELECT * FROM files WHERE sha256 = ? ORDER BY created_at DESC, id LIMIT 1", sha256)
+        return None if row is None else File(**row)
+
+    def files(self, limit: int = 100, purpose: str | None = None, after: str | None = None) -> Sequence[File]:
+        """Newest first; `after`: only those that come behind this file."""
+        rows = self._all(
+            "SELECT * FROM files WHERE (?1 IS NULL OR purpose = ?1) AND (?2 IS NULL OR (-created_at, id) > "
+            "(SELECT -created_at, id FROM files WHERE id = ?2)) ORDER BY created_at DESC, id LIMIT ?3",
+            purpose,
+            after,
+            limit,
+        )
+        return [File(**r) for r in rows]
 
     def add_model(self, model: Model) -> None:
-        """Register a model and name it in its job. Adding it twice keeps the newer one."""
+        """Register a model and name it in its job. sqlite3.IntegrityError when the job has one."""
         with self.transaction():
             self._db.execute(
-                "INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO models (id, base_model, job_id, kind, path, parent, dataset_sha256, created_at, metrics, "
+                "config, tokenizer_sha256, form, facts) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     model.id,
                     model.base_model,
@@ -471,6 +559,10 @@ class JobStore:
                     model.dataset_sha256,
                     model.created_at,
                     _dump(model.metrics),
+                    _dump(model.config),
+                    model.tokenizer_sha256,
+                    model.form,
+                    _dump(model.facts),
                 ),
             )
             self._db.execute(
@@ -484,10 +576,14 @@ class JobStore:
             raise KeyError(model_id)
         return _model(row)
 
-    def models(self, kind: str | None = None, limit: int = 100) -> Sequence[Model]:
+    def models(self, kind: str | None = None, limit: int = 100, base_model: str | None = None) -> Sequence[Model]:
         """Newest first; kind is sft or rl."""
         rows = self._all(
-            "SELECT * FROM models WHERE ?1 IS NULL OR kind = ?1 ORDER BY created_at DESC, id LIMIT ?2", kind, limit
+            "SELECT * FROM models WHERE (?1 IS NULL OR kind = ?1) AND (?3 IS NULL OR base_model = ?3) "
+            "ORDER BY created_at DESC, id LIMIT ?2",
+            kind,
+            limit,
+            base_model,
         )
         return [_model(r) for r in rows]
 
@@ -499,7 +595,7 @@ class JobStore:
         head, _, job_id = name.rpartition(":")
         if not JOB_ID.fullmatch(job_id):
             return None
-        row = self._one("SELECT * FROM models WHERE job_id = ? ORDER BY created_at DESC, id LIMIT 1", job_id)
+        row = self._one("SELECT * FROM models WHERE job_id = ?", job_id)
         if row is None:
             return None
         prefix, _, base = head.partition(":")
@@ -523,12 +619,19 @@ class JobStore:
     # ------------------------------------------------------------------ inside
 
     def _one(self, sql: str, *values: Any) -> Any:
-        with self._lock:
-            return self._db.execute(sql, values).fetchone()
+        return next(iter(self._all(sql, *values)), None)
 
     def _all(self, sql: str, *values: Any) -> Any:
-        with self._lock:
+        if self._in_transaction == threading.get_ident():
             return self._db.execute(sql, values).fetchall()
+        with self._read_lock:
+            return self._reader.execute(sql, values).fetchall()
+
+
+def _connect(path: Path | str) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30.0, isolation_level=None, check_same_thread=False)
+    db.row_factory = sqlite3.Row
+    return db
 
 
 def new_file_id() -> str:
@@ -538,13 +641,14 @@ def new_file_id() -> str:
 
 def _job(row: sqlite3.Row) -> Job:
     values = dict(row)
-    values["spec"], values["request"] = json.loads(values["spec"]), json.loads(values["request"])
+    values |= {name: json.loads(values[name]) for name in ("spec", "request", "tags")}
     values["ready"], values["cancel_requested"] = bool(values["ready"]), bool(values["cancel_requested"])
     return Job(**values)
 
 
 def _model(row: sqlite3.Row) -> Model:
-    return Model(**{**dict(row), "metrics": json.loads(row["metrics"])})
+    documents = {name: json.loads(row[name]) for name in ("metrics", "config", "facts")}
+    return Model(**{**dict(row), **documents})
 
 
 def _dump(value: Mapping[str, Any]) -> str:

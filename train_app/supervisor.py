@@ -1,7 +1,9 @@
-"""The scheduler of training jobs: a thread of the API process, one worker process at a time.
+"""The scheduler of training jobs: a thread of the API process and one per running job, each with a worker process.
 
-A worker that dies is started again from its newest checkpoint, twice at most; then the job fails with the last lines
-of its log. A cancelled job's worker gets SIGTERM. Jobs that a stopped API left running go back into the queue.
+A job waits for as many slots as it uses GPUs, oldest first. A worker that dies or falls silent is started again from
+its newest whole checkpoint, twice at most unless it got further meanwhile; then the job fails with the reason and the
+last lines of its log. A cancelled job's worker gets SIGTERM, then SIGKILL. Jobs that a stopped API left running go
+back into the queue.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,32 +21,63 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from crafter_pipeline.processes import PARENT_VARIABLE, stop_process, tail_of
-from train_app.jobs import Job, JobStore, job_folder
+from crafter_pipeline.processes import PARENT_VARIABLE, free_port, stop_process, tail_of
+from train_app.checkpoints import checkpoints_folder, remove_half_written, whole_checkpoints
+from train_app.endings import ending, oom_kills, probable_cause
+from train_app.jobs import Job, JobFilter, JobStore, Status, job_folder, model_folder
+from train_app.slots import Slot, SlotPool, find_slots, job_environment
 
 RESTARTS = 2
 POLL_SECONDS = 0.5
-SILENT_SECONDS = 900.0
-GRACE_SECONDS = 15.0
+SILENT_SECONDS = 120.0
+GRACE_SECONDS = 6.0
+LINGER_SECONDS = 60.0
+"""A worker may take so long to leave once its job has ended."""
 INSTALL_HINT = "This installation cannot train: torch is missing. Run: pip install 'crafter-pipeline[train]'"
 
 log = logging.getLogger(__name__)
 WorkerCommand = Callable[[Job, Path], Sequence[str]]
 
 
+def slots_of(job: Job) -> int:
+    """How many slots a job takes: one per GPU it asks for."""
+    return int((job.spec.get("config") or {}).get("gpus") or 1)
+
+
+def too_many_gpus(count: int, slots: SlotPool) -> str:
+    """Why a job cannot run here."""
+    return f"gpus: the job asks for {count} GPUs, this backend has {slots.gpus}. Ask for fewer."
+
+
 def worker_command(job: Job, data_dir: Path) -> list[str]:
-    """The real worker: `python -m train_app.workers.<sft|rl> --data-dir DIR --job JOB`."""
-    return [sys.executable, "-m", f"train_app.workers.{job.kind}", "--data-dir", str(data_dir), "--job", job.id]
+    """The real worker: `python -m train_app.workers.<sft|rl> --data-dir DIR --job JOB --attempt N`.
+
+    SFT on several GPUs is a process per GPU, by `accelerate launch`; RL has its further GPUs for sampling.
+    """
+    worker = ["-m", f"train_app.workers.{job.kind}"]
+    options = ["--data-dir", str(data_dir), "--job", job.id, "--attempt", str(job.attempts)]
+    processes = slots_of(job)
+    if job.kind != "sft" or processes == 1:
+        return [sys.executable, *worker, *options]
+    launch = [
+        *("-m", "accelerate.commands.launch"),
+        *("--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
+        *("--mixed_precision", "no", "--dynamo_backend", "no"),  # the worker decides both itself
+        *("--main_process_port", str(free_port())),
+    ]
+    return [sys.executable, *launch, *worker, *options]
 
 
 class Supervisor:
-    """Runs queued jobs, oldest first.
+    """Runs queued jobs.
 
     Args:
         command: What to run for a job; the default checks first that torch is installed.
-        restarts: Workers after the first, per job.
-        poll_seconds: Between looks at queue, worker and cancel requests.
+        slots: What jobs run on; default: this machine's, see `slots.find_slots`.
+        restarts: Workers after the first that get no further, per job.
+        poll_seconds: Between looks at queue, workers and cancel requests.
         silent_seconds: A worker without a heartbeat for this long is taken for dead.
+        grace_seconds: Between SIGTERM and SIGKILL.
     """
 
     def __init__(
@@ -52,85 +86,125 @@ class Supervisor:
         data_dir: Path,
         *,
         command: WorkerCommand | None = None,
+        slots: Sequence[Slot] | None = None,
         restarts: int = RESTARTS,
         poll_seconds: float = POLL_SECONDS,
         silent_seconds: float = SILENT_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self._store, self._data_dir, self._command = store, data_dir, command
-        self._restarts, self._poll_seconds, self._silent_seconds = restarts, poll_seconds, silent_seconds
+        self.slots = SlotPool(find_slots() if slots is None else slots)
+        self._restarts, self._poll_seconds = restarts, poll_seconds
+        self._silent_seconds, self._grace_seconds = silent_seconds, grace_seconds
         self._stopping, self._wake = threading.Event(), threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
         """Take up what a stopped API left, then watch the queue in a thread."""
-        for job in self._store.list(status="running", limit=1000):
+        for job in self._store.list(JobFilter(status="running"), limit=1000):
             end_left_over(job)
             if self._store.requeue(job.id):
                 self._store.add_event(job.id, "job.requeued", "the backend was restarted", level="warning")
-        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._dispatch, name="supervisor", daemon=True)]
+        self._threads[0].start()
 
     def wake(self) -> None:
-        """Something is in the queue, or is to be cancelled."""
+        """Something is in the queue."""
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop the worker, if there is one; its job stays `running` and goes on when the API is back."""
+        """Stop the workers, if there are any; their jobs stay `running` and go on when the API is back."""
         self._stopping.set()
         self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        while self._threads:
+            self._threads.pop(0).join()
 
-    # ------------------------------------------------------------------ in the thread
+    # ------------------------------------------------------------------ the queue's thread
 
-    def _run(self) -> None:
+    def _dispatch(self) -> None:
         while not self._stopping.is_set():
-            job = None
             try:
-                job = self._store.claim()
-                if job is not None:
-                    self._supervise(job)
-                    continue
-            except Exception as e:  # a border: one job's trouble must not end the scheduling of the others
+                started = self._start_next()
+            except Exception:  # a border: trouble with the table must not end the scheduling
                 log.exception("supervisor")
-                if job is not None:
-                    self._store.set_status(job.id, "failed", f"The supervisor failed: {e!r}")
-            self._pause()
+                started = False
+            if not started:
+                self._wake.wait(self._poll_seconds)
+                self._wake.clear()
+            self._threads = [t for t in self._threads if t.is_alive()]
 
-    def _pause(self) -> None:
-        self._wake.wait(self._poll_seconds)
-        self._wake.clear()
-
-    def _supervise(self, job: Job) -> None:
-        """One job to its end: worker, restarts, verdict."""
+    def _start_next(self) -> bool:
+        """Give the oldest waiting job its slots. Who needs many is not overtaken: it would wait for ever."""
+        job = self._store.next_in_queue()
+        if job is None:
+            return False
         if self._command is None and importlib.util.find_spec("torch") is None:
-            self._store.set_status(job.id, "failed", INSTALL_HINT)
-            return
+            return self._store.set_status(job.id, "failed", INSTALL_HINT)
+        if not self.slots.fits(slots_of(job)):  # made when the machine had more
+            return self._store.set_status(job.id, "failed", too_many_gpus(slots_of(job), self.slots))
+        slots = self.slots.take(slots_of(job))
+        if slots is None:
+            return False
+        if not self._store.claim(job.id):  # cancelled meanwhile
+            self.slots.give_back(slots)
+            return True
+        thread = threading.Thread(target=self._run, args=(job, slots), name=f"supervisor {job.id}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return True
+
+    # ------------------------------------------------------------------ a job's thread
+
+    def _run(self, job: Job, slots: Sequence[Slot]) -> None:
+        try:
+            self._supervise(job, slots)
+        except Exception as e:  # a border: one job's trouble must not touch the others
+            log.exception("supervisor of %s", job.id)
+            self._end(job, "failed", f"The supervisor failed: {e!r}")
+        finally:
+            self.slots.give_back(slots)
+            self._wake.set()
+
+    def _supervise(self, job: Job, slots: Sequence[Slot]) -> None:
+        """One job to its end: worker, restarts, verdict."""
         folder = job_folder(self._data_dir, job.id)
         folder.mkdir(parents=True, exist_ok=True)
         log_file = folder / "worker.log"
-        crashes = 0
+        fruitless = 0
         while True:
-            code = self._run_worker(job, log_file)
+            step, said = self._newest_step(job), log_file.stat().st_size if log_file.exists() else 0
+            killed = oom_kills()
+            code = self._run_worker(job, slots, log_file)
             now = self._store.get(job.id)
             if now.final or (code is None and self._stopping.is_set()):
+                self._clear_away(now)
                 return
             if now.cancel_requested:
-                self._store.set_status(job.id, "cancelled")
+                self._end(job, "cancelled")
                 return
-            what = "stopped answering" if code is None else _ending(code)
-            words = tail_of(log_file)
-            if crashes >= self._restarts:
-                self._store.set_status(job.id, "failed", f"The worker {what}. Log: {log_file}\n{words}".strip())
+            words = tail_of(log_file, since=said)  # of this worker, not of those before it
+            remove_half_written(checkpoints_folder(folder))  # room, where the disk is full
+            reached = self._newest_step(job)
+            fruitless = 0 if reached > step else fruitless + 1
+            cause = probable_cause(code, words, folder, oom_killed=oom_kills() > killed)
+            what = f"The worker {ending(code)} {cause}".strip()
+            if fruitless > self._restarts:
+                self._end(job, "failed", f"{what} Log: {log_file}\n{words}".strip())
                 return
-            crashes += 1
-            message = f"The worker {what}; restart {crashes} of {self._restarts} from the newest checkpoint"
+            where = f"from the checkpoint of step {reached}" if reached else "from the beginning"
+            times = f", {fruitless} of {self._restarts} that get no further" if fruitless else ""
+            message = f"{what} Restart {where}{times}."
             self._store.add_event(job.id, "job.worker.restarted", message, {"log_tail": words}, "warning")
             log.warning("%s: %s", job.id, message)
 
-    def _run_worker(self, job: Job, log_file: Path) -> int | None:
+    def _newest_step(self, job: Job) -> int:
+        """Of the newest whole checkpoint; 0 without one."""
+        found = whole_checkpoints(checkpoints_folder(job_folder(self._data_dir, job.id)))
+        return found[-1].step if found else 0
+
+    def _run_worker(self, job: Job, slots: Sequence[Slot], log_file: Path) -> int | None:
         """Start a worker and wait for its end. Returns its exit code, or None when it was stopped from here."""
+        job = self._store.begin_attempt(job.id)
         command = list((self._command or worker_command)(job, self._data_dir))
         with log_file.open("ab") as output:
             process = subprocess.Popen(
@@ -138,34 +212,58 @@ class Supervisor:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, PARENT_VARIABLE: str(os.getpid())},
+                env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **job_environment(slots, self.slots.count)},
                 start_new_session=True,
             )
-        attempt = self._store.worker_started(job.id, process.pid)
-        facts = {"attempt": attempt, "pid": process.pid}
-        self._store.add_event(job.id, "job.worker.started", f"worker {attempt}, log {log_file}", facts)
         try:
-            while process.poll() is None:
+            self._store.set_pid(job.id, job.attempts, process.pid)
+            facts = {"attempt": job.attempts, "pid": process.pid, "slots": [s.index for s in slots]}
+            gpus = [s.gpu for s in slots if s.gpu is not None]
+            where = f"GPU {', '.join(gpus)}" if gpus else f"slot {', '.join(str(s.index) for s in slots)}"
+            message = f"worker {job.attempts} on {where}, log {log_file}"
+            self._store.add_event(job.id, "job.worker.started", message, facts | {"gpus": gpus})
+            while not self._ended(process):
                 if self._stopping.is_set() or self._gone_wrong(job.id):
-                    stop_process(process, GRACE_SECONDS)
+                    stop_process(process, self._grace_seconds)
                     return None
-                self._pause_for(process)
             return process.returncode
         finally:
-            stop_process(process, GRACE_SECONDS)
+            stop_process(process, self._grace_seconds)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)  # what the worker started and did not end
 
-    def _pause_for(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the worker's end, a wake-up or the next look, whichever comes first."""
-        deadline = time.monotonic() + self._poll_seconds
-        while time.monotonic() < deadline and process.poll() is None:
-            if self._wake.wait(min(0.05, self._poll_seconds)):
-                self._wake.clear()
-                return
+    def _ended(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the worker has ended; waits for it until the next look is due."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self._poll_seconds)
+        return process.returncode is not None
 
     def _gone_wrong(self, job_id: str) -> bool:
-        job = self._store.get(job_id)
-        silent = time.time() - (job.heartbeat_at or time.time()) > self._silent_seconds
-        return job.cancel_requested or silent
+        job, now = self._store.get(job_id), time.time()
+        if job.final:  # the worker closes what it has open
+            return now - (job.finished_at or now) > LINGER_SECONDS
+        return job.cancel_requested or now - (job.heartbeat_at or now) > self._silent_seconds
+
+    def _end(self, job: Job, status: Status, error: str | None = None) -> None:
+        """A final status. A full disk refuses it at first: tried until it is written, or the API stops."""
+        self._clear_away(job)
+        while True:
+            try:
+                self._store.set_status(job.id, status, error)
+                return
+            except Exception:
+                log.exception("%s cannot be set to %s", job.id, status)
+                if self._stopping.wait(max(1.0, self._poll_seconds)):
+                    return
+
+    def _clear_away(self, job: Job) -> None:
+        """What is half-written goes, and what looks like a model though none was registered: a cancel may come between
+        saving and registering."""
+        remove_half_written(checkpoints_folder(job_folder(self._data_dir, job.id)))
+        if self._store.get(job.id).model_id is None:
+            folder = model_folder(self._data_dir, job.id)
+            for path in (folder, folder.with_name(folder.name + ".part")):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def end_left_over(job: Job, grace_s: float = 5.0) -> None:
@@ -196,12 +294,3 @@ def _command_line(pid: int) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         return ""
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}, without a model"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -14,6 +14,8 @@ from cyclopts.validators import Number
 
 from crafter_pipeline import __version__
 from crafter_pipeline.cli.dataset import dataset, export, filter_
+from crafter_pipeline.cli.models import models
+from crafter_pipeline.cli.plan import plan
 from crafter_pipeline.cli.task_app import task_app as task_app_commands
 from crafter_pipeline.cli.traces import traces
 from crafter_pipeline.errors import ConfigError, PipelineError
@@ -35,6 +37,8 @@ app.command(dataset)
 app.command(export)
 app.command(filter_, name="filter")
 app.command(task_app_commands)
+app.command(models)
+app.command(plan)
 
 
 @app.command
@@ -82,6 +86,8 @@ def backend(
     data: Path | None = None,
     alias: Annotated[list[str] | None, Parameter(negative="")] = None,
     public_url: str | None = None,
+    slots: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    max_upload_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
     env_file: Path | None = None,
 ) -> int:
     """Serve the training backend: files, jobs, models, chat completions. Its key is SYNTH_API_KEY.
@@ -98,12 +104,22 @@ def backend(
         BASE=STAND-IN for weights that are not at hand; may be repeated.
     public_url:
         Our address as others see it.
+    slots:
+        Jobs at once; default: one per GPU, or one.
+    max_upload_mb:
+        Largest dataset that is taken; default 2048.
     env_file:
         Variables for what is unset; default .env.
     """
     from train_app.__main__ import main as train_app
 
-    options = _options(("--data", data), ("--public-url", public_url), ("--env-file", env_file))
+    options = _options(
+        ("--data", data),
+        ("--public-url", public_url),
+        ("--slots", slots),
+        ("--max-upload-mb", max_upload_mb),
+        ("--env-file", env_file),
+    )
     aliases = [word for item in alias or () for word in ("--alias", item)]
     return train_app(["--host", host, "--port", str(port), *options, *aliases])
 

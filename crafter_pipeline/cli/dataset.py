@@ -124,7 +124,11 @@ class RowOptions:
     duplicates: str | None = None
     """keep (default), exact or near: leave out rows that are equal, or hardly differ."""
     label: str | None = None
-    """crafter-expert or math-expert: also answer each prompt with this player."""
+    """crafter-expert, math-expert or a chat model: also answer each prompt with this teacher."""
+    label_url: str | None = None
+    """The chat model's OpenAI-compatible base URL."""
+    label_max_tokens: int | None = None
+    """Tokens of the chat model's answer, thoughts included."""
     target: str | None = None
     """What a row teaches: answer (default), or label."""
     validation_share: float | None = None

@@ -5,22 +5,37 @@ The wire is Synth's (the hosted backend and ours speak it); `Job`, `JobEvent` an
 
 from __future__ import annotations
 
+import os
+import shutil
+import tarfile
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
+from urllib.parse import quote
 
 import httpx
 
-from crafter_pipeline.clients.http import REPEATABLE, json_object, send
+from crafter_pipeline.clients.http import REPEATABLE, download, json_object, send
+from crafter_pipeline.clients.payloads import rl_payload, sft_payload
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig
 from crafter_pipeline.contracts import TERMINAL_JOB_STATES
 from crafter_pipeline.errors import BackendError, DataError, JobFailed
 
 SUCCEEDED_STATES = frozenset({"succeeded", "completed"})
+ExportForm = Literal["merged", "adapter"]
+
+_ERRORS: Any = {
+    "raises": BackendError,
+    "service": "training backend",
+    "start_with": "crafter-pipeline backend",
+    "key_name": "SYNTH_API_KEY",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,86 +77,6 @@ class JobMetric:
     value: float
 
 
-# --------------------------------------------------------------------------- payloads
-
-
-def sft_payload(config: SftConfig, file_id: str) -> dict[str, Any]:
-    """The body of `POST /api/learning/jobs`: the wire's fields, and ours that it has no word for."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    base_model, kind = values.pop("base_model"), values.pop("train_kind")
-    return {
-        "model": base_model,
-        "training_type": "sft_offline",
-        "training_file_id": file_id,
-        "hyperparameters": {**values, "train_kind": kind},
-        "metadata": {
-            "effective_config": {
-                "compute": {},
-                "data": {"topology": {}},
-                "training": {
-                    "mode": "full_finetune" if kind == "fft" else "lora",
-                    "use_qlora": kind == "qlora",
-                },
-            }
-        },
-    }
-
-
-def rl_payload(
-    config: RlConfig, *, task_app_url: str, source: str, environment: str, policy: PolicyConfig
-) -> dict[str, Any]:
-    """The body of `POST /api/rl/jobs`, with the whole configuration in `data.config`.
-
-    The wire's own keys say the same as ours for backends that know only them.
-
-    Args:
-        source: The model to start from: a base model or a trained one's id.
-    """
-    turns = config.max_env_steps
-    toml: dict[str, Any] = {
-        "algorithm": {"type": "online", "method": "policy_gradient", "variety": "gspo"},
-        "services": {"task_url": task_app_url},
-        "compute": {},
-        "reference": {"placement": "none"},
-        "model": {
-            ("source" if ":" in source else "base"): source,
-            "trainer_mode": "full",
-            "label": f"{environment}-rl",
-        },
-        "rollout": {
-            "env_name": environment,
-            "policy_name": environment,
-            "max_turns": turns,
-            "episodes_per_batch": config.groups_per_iteration * config.group_size,
-            "max_concurrent_rollouts": config.concurrency,
-            "batches_per_step": 1,
-            "env_config": {**config.env_config, "max_env_steps": config.max_env_steps},
-            "policy_config": policy.model_dump(mode="json"),
-        },
-        "evaluation": {},
-        "training": {
-            "num_epochs": 1,
-            "iterations_per_epoch": config.iterations,
-            "max_turns": turns,
-            "batch_size": config.groups_per_iteration,
-            "weight_sync_interval": 1,
-            "log_interval": 1,
-            **config.model_dump(mode="json", exclude_none=True),
-        },
-    }
-    return {
-        "job_type": "rl",
-        "compute": {},
-        "data": {
-            "endpoint_base_url": task_app_url,
-            "config": toml,
-            ("model" if ":" in source else "base_model"): source,
-        },
-        "tags": {"source": "crafter-pipeline"},
-        "metadata": {},
-    }
-
-
 # --------------------------------------------------------------------------- client
 
 
@@ -153,6 +88,8 @@ class BackendClient:
 
     def __init__(self, http: httpx.Client) -> None:
         self._http = http
+
+    # ------------------------------------------------------------------ files
 
     def upload(self, path: Path | str, purpose: str = "fine-tune") -> str:
         """Send a JSONL dataset; returns its file id. DataError when it cannot be read."""
@@ -169,13 +106,34 @@ class BackendClient:
             raise DataError(f"{path}: cannot be read: {e.strerror or e}") from e
         return str(self._named(answer, "id", "file_id"))
 
-    def create_sft(self, config: SftConfig, file_id: str, *, name: str = "", idempotency_key: str | None = None) -> str:
-        """A fine-tuning job that waits for `start`; returns its id.
+    def download_file(self, file_id: str, out: Path | str) -> Path:
+        """A dataset's bytes; the file appears whole or not at all. DataError when it cannot be written."""
+        out = Path(out)
+        with _whole(out) as temporary, temporary.open("wb") as file:
+            self._download(f"/api/files/{file_id}/content", file)
+        return out
+
+    # ------------------------------------------------------------------ jobs
+
+    def create_sft(
+        self,
+        config: SftConfig,
+        file_id: str,
+        *,
+        validation_file_id: str | None = None,
+        task_app_url: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        name: str = "",
+        idempotency_key: str | None = None,
+    ) -> str:
+        """A fine-tuning job that waits for `start`; returns its id. `payloads.sft_payload` describes what it is of.
 
         Args:
             idempotency_key: An equal key returns the job it made, unless that one failed or was cancelled.
         """
-        payload = sft_payload(config, file_id)
+        payload = sft_payload(
+            config, file_id, validation_file_id=validation_file_id, task_app_url=task_app_url, tags=tags
+        )
         if name:
             payload["name"] = name
         return self._create("/api/learning/jobs", payload, idempotency_key)
@@ -192,11 +150,14 @@ class BackendClient:
         source: str,
         environment: str,
         policy: PolicyConfig,
+        tags: Mapping[str, str] | None = None,
         name: str = "",
         idempotency_key: str | None = None,
     ) -> str:
         """A reinforcement-learning job, started at once; returns its id."""
-        payload = rl_payload(config, task_app_url=task_app_url, source=source, environment=environment, policy=policy)
+        payload = rl_payload(
+            config, task_app_url=task_app_url, source=source, environment=environment, policy=policy, tags=tags
+        )
         if name:
             payload["name"] = name
         return self._create("/api/rl/jobs", payload, idempotency_key)
@@ -250,13 +211,14 @@ class BackendClient:
 
         Args:
             on_event: Gets every event once, in order.
-            on_metrics: Gets each training step's numbers, `(step, {name: value})`, in order. A backend stores those of
-                a step at once, so they are whole.
+            on_metrics: Gets each training step's numbers, `(step, {name: value})`, in order; again with those that
+                came later, such as the step's evaluation.
 
         Raises:
             JobFailed: it failed or was cancelled; the message carries the worker's last words.
         """
-        seq, step, last_error = 0, 0, ""
+        seq, last_error = 0, ""
+        step, told = 0, frozenset[str]()  # the last step with numbers, and which of them were told
         while True:
             job = self.job(job_id)  # before the rest, so that the last of it is read once the job is final
             while page := self.events(job_id, seq):
@@ -266,16 +228,45 @@ class BackendClient:
                     if on_event is not None:
                         on_event(event)
             while on_metrics is not None:
-                points = [p for p in self.metrics(job_id, after_step=step) if p.step > step]
-                if not points:
+                points = self.metrics(job_id, after_step=step - 1 if step else None)
+                news = [p for p in points if p.step > step or (p.step == step and p.name not in told)]
+                if not news:
                     break
-                for step, of_step in groupby(points, key=lambda point: point.step):  # noqa: B007
-                    on_metrics(step, {point.name: point.value for point in of_step})
+                for at, of_step in groupby(news, key=lambda point: point.step):
+                    values = {point.name: point.value for point in of_step}
+                    step, told = at, frozenset(values) | (told if at == step else frozenset())
+                    on_metrics(step, values)
             if job.final:
                 if job.succeeded:
                     return job
                 raise JobFailed(f"Job {job_id} {job.status}: {job.error or last_error or 'no reason given'}")
             time.sleep(poll_seconds)
+
+    def cancel(self, job_id: str) -> None:
+        """Ask for the job's end."""
+        self._json("POST", f"/api/learning/jobs/{job_id}/cancel", json={}, extensions=REPEATABLE)
+
+    def plan(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Memory and time that a job would take, see `payloads`; nothing is started."""
+        return self._json("POST", "/api/plan", json=payload, extensions=REPEATABLE)
+
+    def checkpoints(self, job_id: str) -> list[dict[str, Any]]:
+        """The job's complete checkpoints."""
+        return self._list(f"/api/learning/jobs/{job_id}/checkpoints", "data", "checkpoints")
+
+    def samples(
+        self, job_id: str, *, iteration: int | None = None, seed: int | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """What an RL job trained, a line per sample; `sample` has its tokens."""
+        given = {"iteration": iteration, "seed": seed, "limit": limit}
+        params = {k: v for k, v in given.items() if v is not None}
+        return self._list(f"/api/rl/jobs/{job_id}/samples", "data", "samples", params=params)
+
+    def sample(self, job_id: str, sample_id: str) -> dict[str, Any]:
+        """One trained sample, token by token."""
+        return self._json("GET", f"/api/rl/jobs/{job_id}/samples/{sample_id}")
+
+    # ------------------------------------------------------------------ models
 
     def models(self, kind: str | None = None) -> list[dict[str, Any]]:
         """Trained models, newest first: {id, base_model, job_id, kind, parent, dataset_sha256, created_at, …}.
@@ -283,13 +274,27 @@ class BackendClient:
         Args:
             kind: `rl` for those of RL alone.
         """
-        path = "/api/learning/models/rl" if kind == "rl" else "/api/learning/models"
-        answer = self._json("GET", path)
-        return list(answer.get("data") or answer.get("models") or [])
+        return self._list("/api/learning/models/rl" if kind == "rl" else "/api/learning/models", "data", "models")
 
-    def cancel(self, job_id: str) -> None:
-        """Ask for the job's end."""
-        self._json("POST", f"/api/learning/jobs/{job_id}/cancel", json={}, extensions=REPEATABLE)
+    def model(self, model_id: str) -> dict[str, Any]:
+        """A trained model by any of its names."""
+        return self._json("GET", self._path_of(model_id))
+
+    def model_card(self, model_id: str) -> str:
+        """What the model is and what it was made of, as Markdown."""
+        return self._send("GET", f"{self._path_of(model_id)}/export", params={"form": "card"}).text
+
+    def export_model(self, model_id: str, out: Path | str, form: ExportForm = "merged") -> Path:
+        """A model as a folder: whole and merged, or its adapter alone. Appears whole or not at all.
+
+        DataError when `out` is there already, or cannot be written; BackendError when the model has no such form.
+        """
+        out = Path(out)
+        with tempfile.TemporaryFile() as archive:
+            self._download(f"{self._path_of(model_id)}/export", archive, params={"form": form})
+            archive.seek(0)
+            _unpack(archive, out)
+        return out
 
     # ------------------------------------------------------------------ inside
 
@@ -299,22 +304,62 @@ class BackendClient:
         answer = self._json("POST", path, json=payload, headers=headers, extensions=REPEATABLE)
         return str(self._named(answer, "job_id", "id"))
 
+    def _path_of(self, model_id: str) -> str:
+        return f"/api/models/{quote(model_id, safe='/:')}"
+
+    def _send(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        return send(self._http, method, path, **_ERRORS, **arguments)
+
     def _json(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
-        response = send(
-            self._http,
-            method,
-            path,
-            raises=BackendError,
-            service="training backend",
-            start_with="crafter-pipeline backend",
-            key_name="SYNTH_API_KEY",
-            **arguments,
-        )
+        response = self._send(method, path, **arguments)
         what = f"{self._http.base_url}{path} is no training backend: its answer is not a JSON object."
         return json_object(response, BackendError(what))
+
+    def _list(self, path: str, *names: str, **arguments: Any) -> list[dict[str, Any]]:
+        answer = self._json("GET", path, **arguments)
+        return next((list(answer[name]) for name in names if isinstance(answer.get(name), list)), [])
+
+    def _download(self, path: str, into: BinaryIO, **arguments: Any) -> None:
+        download(self._http, path, into, **_ERRORS, **arguments)
 
     def _named(self, answer: Mapping[str, Any], *names: str) -> Any:
         for name in names:
             if answer.get(name):
                 return answer[name]
         raise BackendError(f"{self._http.base_url} answered without {' or '.join(names)}: {str(answer)[:300]}")
+
+
+# --------------------------------------------------------------------------- what is downloaded
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A path beside `out` for a file or a folder, on the disk and renamed to `out` at the end. DataError names what
+    cannot be written."""
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for path in (temporary, *temporary.rglob("*")):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        os.replace(temporary, out)
+    except OSError as e:
+        raise DataError(f"{out}: cannot be written ({e.strerror or e}). Choose another path.") from e
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _unpack(archive: BinaryIO, out: Path) -> None:
+    """A model's archive as the folder `out`. Members that would lie outside it are refused."""
+    if out.exists():
+        raise DataError(f"{out} is there already. Remove it, or name another folder.")
+    try:
+        with _whole(out) as folder, tarfile.open(fileobj=archive) as members:
+            members.extractall(folder, filter="data")
+    except tarfile.TarError as e:
+        raise BackendError(f"The archive of the model cannot be unpacked: {e}") from e

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import httpx
 import tenacity
@@ -130,20 +131,62 @@ def send(
         key_name: The variable that holds its key.
         arguments: Passed on to `httpx.Client.request`.
     """
-    try:
+    with _translated(http, f"{method} {path}", raises, service, start_with):
         response = http.request(method, path, **arguments)
+    _require_success(http, response, raises, service, key_name)
+    return response
+
+
+def download(
+    http: httpx.Client,
+    path: str,
+    into: BinaryIO,
+    *,
+    raises: type[ServiceError],
+    service: str,
+    start_with: str,
+    key_name: str,
+    **arguments: Any,
+) -> None:
+    """`GET path` into an open file, piece by piece; the other arguments and the errors are those of `send`."""
+    with (
+        _translated(http, f"GET {path}", raises, service, start_with),
+        http.stream("GET", path, **arguments) as response,
+    ):
+        if response.status_code >= 300:
+            response.read()
+        else:
+            for block in response.iter_bytes(1 << 20):
+                into.write(block)
+    _require_success(http, response, raises, service, key_name)
+
+
+@contextmanager
+def _translated(
+    http: httpx.Client, what: str, raises: type[ServiceError], service: str, start_with: str
+) -> Iterator[None]:
+    """Failures of the connection as `raises`."""
+    try:
+        yield
     except _NOT_SENT as e:
         raise raises(f"No {service} at {http.base_url}. Start one with `{start_with}`.") from e
     except httpx.TimeoutException as e:
-        raise raises(f"The {service} at {http.base_url} gave no answer to {method} {path} in time.") from e
+        raise raises(f"The {service} at {http.base_url} gave no answer to {what} in time.") from e
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as e:
         raise raises(f"{str(http.base_url)!r} is not the address of a {service}; write http://host:port.") from e
     except httpx.HTTPError as e:
-        raise raises(f"The {service} at {http.base_url} broke off {method} {path}: {type(e).__name__}: {e}") from e
+        raise raises(f"The {service} at {http.base_url} broke off {what}: {type(e).__name__}: {e}") from e
+
+
+def _require_success(
+    http: httpx.Client, response: httpx.Response, raises: type[ServiceError], service: str, key_name: str
+) -> None:
+    """An answer that is an error as `raises`."""
     if response.status_code < 300:
-        return response
+        return
     words = words_of(response)
-    says = f"answered {response.status_code} to {method} {path}: {words}"
+    request = response.request
+    says = f"answered {response.status_code} to {request.method} {request.url.path}: {words}"
     if response.status_code in (401, 403):
         says = f"refuses the key. Set {key_name} to its key. ({words})"
     refusal = raises(f"The {service} at {http.base_url} {says}")

@@ -14,28 +14,33 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
+from crafter_pipeline import connections
+from crafter_pipeline.clients.chat import ChatClient
 from crafter_pipeline.config import HELD_OUT_SEEDS_START, TRAIN_SEEDS_END, ExportConfig, FilterConfig
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.dataset import manifest as m
 from crafter_pipeline.dataset.card import card_html, card_markdown
 from crafter_pipeline.dataset.chat_form import is_conversation
 from crafter_pipeline.dataset.duplicates import NearDuplicates
-from crafter_pipeline.dataset.labels import Labeller
+from crafter_pipeline.dataset.label_store import LabelStore, labels_path
+from crafter_pipeline.dataset.labels import Labelled, Labeller, NoTeacher, Teacher
 from crafter_pipeline.dataset.pictures import Pictures
 from crafter_pipeline.dataset.rows import Json, conversation_row, duplicate_key, texts_of, turn_row
 from crafter_pipeline.dataset.selection import SelectedRollout, SelectedTurn, Selection, select
 from crafter_pipeline.dataset.splits import SPLITS, Split, split_of
 from crafter_pipeline.dataset.tally import Tally, histogram
+from crafter_pipeline.dataset.teachers import ChatTeacher
 from crafter_pipeline.dataset.token_counts import TokenCounter
 from crafter_pipeline.errors import DataError, EmptyDatasetError
 from crafter_pipeline.progress import progress
+from crafter_pipeline.scripted import EXPERTS
 from crafter_pipeline.thinking import split_thinking
 from crafter_pipeline.traces.connect import wal_of
 from crafter_pipeline.traces.duck import check_readable
@@ -49,24 +54,31 @@ _one_at_a_time = threading.Lock()
 """Hashing a file closes it, and with that drops every lock on it that this process holds: another build's, too."""
 
 
-def build_dataset(dbs: Sequence[Path], config: FilterConfig, out: Path) -> m.DatasetManifest:
+def build_dataset(
+    dbs: Sequence[Path], config: FilterConfig, out: Path, *, inference_url: str | None = None
+) -> m.DatasetManifest:
     """Write what `config` selects to `out`, with manifest and card beside it (`manifest.manifest_path`, `card_path`).
 
     `rows` describes the three forms of a row. They are ordered by seed, run_id and turn (shuffled: by the order
     drawn); a rollout that lies in several databases counts once. Further splits go to `<stem>.validation.jsonl` and
     `<stem>.test.jsonl`, pictures to `<stem>.images/`.
 
-    The files appear whole or not at all; what lay at `out` before stays when an error is raised.
+    The files appear whole or not at all; what lay at `out` before stays when an error is raised. The labels of a chat
+    model are kept at `label_store.labels_path(out)` as they come, so that none is asked for twice.
+
+    Args:
+        inference_url: Where a chat model that labels answers, if `export.label_url` names no place.
 
     Raises:
         EmptyDatasetError: no row is left; the message says which rule removed how many.
         DataError: a database or `out` cannot be used, or a selected rollout was played on a held-out seed.
+        ModelError: the chat model that labels is gone.
     """
     with _one_at_a_time:
-        return _build(dbs, config, Path(out))
+        return _build(dbs, config, Path(out), inference_url)
 
 
-def _build(dbs: Sequence[Path], config: FilterConfig, out: Path) -> m.DatasetManifest:
+def _build(dbs: Sequence[Path], config: FilterConfig, out: Path, inference_url: str | None) -> m.DatasetManifest:
     paths = sorted({path.absolute() for path in map(Path, dbs)})
     if not paths:
         raise DataError("No trace database named. Collect rollouts first, or name one with --in.")
@@ -76,11 +88,15 @@ def _build(dbs: Sequence[Path], config: FilterConfig, out: Path) -> m.DatasetMan
         check_readable(path)
     hashes = [_hash(path) for path in paths]  # before DuckDB has them open: closing a file drops its locks
     counter = None if export.tokenizer is None else TokenCounter(export.tokenizer)
-    with _working_folder(out) as work, select(paths, config, work) as selection:
+    with (
+        _working_folder(out) as work,
+        _teacher(export, out, inference_url) as teacher,
+        select(paths, config, work) as selection,
+    ):
         _refuse_held_out(selection.rollouts)
         pictures = Pictures(work / "images", m.images_path(out).name) if export.images == "files" else None
         losses = _Losses(paths)
-        examples = _examples(selection, export, pictures, losses)
+        examples = _examples(selection, export, teacher, pictures, losses)
         measured = _measured(_unique(examples, export, losses), counter, export.context, losses)
         with _Files(work, export) as files:
             for example, line, length in islice(measured, export.max_examples):
@@ -88,6 +104,7 @@ def _build(dbs: Sequence[Path], config: FilterConfig, out: Path) -> m.DatasetMan
         stopped = next(measured, None) is not None
         losses.skipped = [*selection.skipped, *losses.skipped]
         manifest = _manifest(out, config, selection, losses, files, hashes, counter, stopped=stopped)
+        manifest = replace(manifest, label_usage=teacher.facts())
         if not manifest.rows:
             raise EmptyDatasetError(_nothing(selection, manifest))
         _publish(work, out, manifest)
@@ -126,14 +143,35 @@ class _Losses:
         self.skipped.append(m.SkippedRow(str(self.paths[rollout.source]), rollout.session_id, turn, str(why)))
 
 
-_Labelled = tuple[SelectedTurn, Reply | DataError | None]
+@contextmanager
+def _teacher(export: ExportConfig, out: Path, inference_url: str | None) -> Iterator[Teacher]:
+    """Who labels."""
+    url = export.label_url or inference_url
+    if export.label is None:
+        yield NoTeacher()
+    elif export.label in EXPERTS or url is None:
+        yield Labeller(export.label)
+    else:
+        settings = connections.chat_settings(url)
+        with (
+            LabelStore(labels_path(out)) as store,
+            ChatTeacher(
+                export.label,
+                url,
+                store,
+                make_chat=lambda: ChatClient(settings),
+                concurrency=settings.inference_max_concurrent,
+                max_tokens=export.label_max_tokens,
+            ) as teacher,
+        ):
+            yield teacher
 
 
 def _examples(
-    selection: Selection, export: ExportConfig, pictures: Pictures | None, losses: _Losses
+    selection: Selection, export: ExportConfig, teacher: Teacher, pictures: Pictures | None, losses: _Losses
 ) -> Iterator[_Example]:
-    """Every example of a selection, in its order; what cannot be read is listed and left out."""
-    labelled = _labelled(_told(selection), export)
+    """Every example of a selection, in its order; what cannot be read or labelled is listed and left out."""
+    labelled = teacher.label_all(_told(selection))
     if export.form == "conversation":
         for rollout, pairs in groupby(labelled, lambda pair: pair[0].rollout):
             try:
@@ -161,20 +199,7 @@ def _told(selection: Selection) -> Iterator[SelectedTurn]:
         progress().advance()
 
 
-def _labelled(turns: Iterable[SelectedTurn], export: ExportConfig) -> Iterator[_Labelled]:
-    """Each turn with its label. A labeller follows every rollout from its first turn on, whatever is exported."""
-    player = None if export.label is None else Labeller(export.label)
-    for turn in turns:
-        label: Reply | DataError | None = None
-        if player is not None:
-            try:
-                label = player.label(turn)
-            except DataError as e:
-                label = e
-        yield turn, label
-
-
-def _whole(pairs: Iterable[_Labelled]) -> tuple[tuple[SelectedTurn, ...], list[Reply]]:
+def _whole(pairs: Iterable[Labelled]) -> tuple[tuple[SelectedTurn, ...], list[Reply]]:
     """All turns of a rollout and their labels. DataError names the turn that cannot be read."""
     turns, labels = [], []
     problem: DataError | None = None
@@ -429,7 +454,7 @@ def _warnings(
     splits: dict[str, m.SplitFile], losses: _Losses, counter: TokenCounter | None, stopped_at: int | None
 ) -> Iterator[str]:
     if losses.skipped:
-        yield f"{len(losses.skipped)} stored rows cannot be read and were left out; the manifest lists them."
+        yield f"{len(losses.skipped)} stored rows cannot be read or labelled, and were left out: see the manifest."
     if losses.beyond_context:
         longest = max(row.tokens for row in losses.beyond_context)
         yield f"{len(losses.beyond_context)} rows are longer than the context (up to {longest} tokens), left out."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,6 +69,15 @@ class SplitFile:
     tokens: int | None
     seeds: int
     """Different world seeds; no seed is in two splits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One dataset that was joined to another one."""
+
+    path: str
+    sha256: str
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +147,16 @@ class DatasetManifest:
     filter: dict[str, Any]
     sources: tuple[Source, ...]
     warnings: tuple[str, ...] = ()
+    label_usage: dict[str, int] = field(default_factory=dict)
+    """What the labels of a chat model cost: answers, prompt_tokens, completion_tokens."""
+    parts: tuple[Part, ...] = ()
+    """The datasets that were joined to this one, in order; empty: it was made of traces."""
+
+    @property
+    def validation(self) -> SplitFile | None:
+        """The rows held back for the validation loss; None: there are none."""
+        split = self.splits.get("validation")
+        return split if split is not None and split.rows else None
 
     def to_json(self) -> str:
         """Indented JSON, with a final newline."""

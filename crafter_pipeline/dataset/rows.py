@@ -51,12 +51,7 @@ def turn_row(
         DataError: the stored call is damaged, cannot be brought into valid form, or its answer is empty.
     """
     prompt = messages_in_form(turn.call.prompt, _place(pictures))
-    answer = answer_message(turn.call.reply, export.thinking)
-    taught, other = answer, None
-    if label is not None:
-        other = answer_message(label, export.thinking)
-        if export.target == "label":
-            taught, other = other, answer
+    taught, other = _taught_and_other(turn, export, label)
     listed = export.form == "completion"
     row: Json = {"prompt": prompt, "completion": [taught]} if listed else {"messages": [*prompt, taught]}
     _add_columns(row, turn, export, None if other is None else [other] if listed else other, prompt, pictures)
@@ -92,11 +87,8 @@ def conversation_row(
     for position, turn in enumerate(turns):
         try:
             prompt = messages_in_form(turn.call.prompt, _place(pictures))
-            taught = answer_message(turn.call.reply, export.thinking)
-            if labels:
-                other = answer_message(labels[position], export.thinking)
-                if export.target == "label":
-                    taught, other = other, taught
+            taught, other = _taught_and_other(turn, export, labels[position] if labels else None)
+            if other is not None:
                 others.append(other)
             if position and turn.call.tools != turns[0].call.tools:
                 raise DataError("it was offered other tools than the turns before; export the form chat")
@@ -117,6 +109,21 @@ def conversation_row(
         "parse_failures": sum(turn.parse_failure is not None for turn in turns),
     }
     return row
+
+
+def _taught_and_other(turn: SelectedTurn, export: ExportConfig, label: Reply | None) -> tuple[Json, Json | None]:
+    """The answer that a row teaches, and the one that stands in its column. DataError when that of the row, or the
+    label, is damaged or empty; the player's own beside a label may be: such states need the label most."""
+    if label is None:
+        return answer_message(turn.call.reply, export.thinking), None
+    told = answer_message(label, export.thinking)
+    if export.target == "answer":
+        return answer_message(turn.call.reply, export.thinking), told
+    try:
+        return told, answer_message(turn.call.reply, export.thinking)
+    except DataError:
+        nothing = {"role": "assistant", "content": ""}
+        return told, nothing | ({"reasoning_content": ""} if export.thinking == "separate" else {})
 
 
 def _news(prompt: list[Json], before: list[Json]) -> list[Json]:

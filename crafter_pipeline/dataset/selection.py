@@ -25,8 +25,8 @@ from crafter_pipeline.config import (
     HELD_OUT_SEEDS_START,
     FilterConfig,
     TurnRules,
-    utc,
 )
+from crafter_pipeline.config.data import utc
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.dataset.manifest import RuleCount, SkippedRow
 from crafter_pipeline.environments import ENVIRONMENTS

@@ -3,6 +3,7 @@
 from crafter_pipeline.report.markdown import (
     comparison_markdown,
     evaluation_markdown,
+    job_markdown,
     run_markdown,
     summary_rows,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Verdict",
     "comparison_markdown",
     "evaluation_markdown",
+    "job_markdown",
     "read_report",
     "render_html",
     "run_markdown",

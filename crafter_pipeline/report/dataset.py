@@ -89,6 +89,8 @@ class DatasetView:
             ("bytes (training)", fact(m.bytes)),
             ("sha256 (training)", m.sha256),
             *((name, _counts(values)) for name, values in counted if values),
+            *([("cost of the labels", _usage(m.label_usage))] if m.label_usage else []),
+            *([("joined of", _counts({Path(part.path).name: part.rows for part in m.parts}))] if m.parts else []),
             ("mean episode return", text.number(m.mean_reward, 3)),
             ("world seeds", _seeds(m.seeds)),
             ("rows equal to an earlier one", fact(m.duplicates)),
@@ -167,6 +169,12 @@ def _value(value: Any) -> str:
 
 def _counts(values: Mapping[str, int]) -> str:
     return ", ".join(f"{name} ({n:,})" for name, n in plots.most_first(values))
+
+
+def _usage(usage: Mapping[str, int]) -> str:
+    return (
+        f"{usage['answers']:,} answers, {usage['prompt_tokens']:,} tokens read, {usage['completion_tokens']:,} written"
+    )
 
 
 def _seeds(seeds: Mapping[str, Any]) -> str:

@@ -6,11 +6,15 @@ images, and everything that comes from a config or a model is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.report import RunReport, verdict
+from crafter_pipeline.report.training import training_plots
+
+PLOTS_OF_A_JOB = 7
+"""An artifact shows these; the others stand in its table alone."""
 
 
 def evaluation_markdown(evaluation: Evaluation, plot: bool = True) -> str:
@@ -74,9 +78,22 @@ def run_markdown(report: RunReport, plot: bool = True) -> str:
             parts.append(image(plots.describe_bars(report.evaluations), plots.achievement_bars(report.evaluations)))
     if report.comparisons:
         parts += ["### Differences", comparison_markdown(report.comparisons, plot).strip()]
+    main = [shown[0] for job, curves in report.training.items() if (shown := training_plots(job, curves))]
+    if main and plot:
+        parts += ["### Training", *(image(p.alt, p.svg) for p in main)]
     if report.warnings:
         parts += ["### Warnings", "\n".join(f"- {safe(w)}" for w in report.warnings)]
     return "\n\n".join(parts) + "\n"
+
+
+def job_markdown(job: str, curves: Mapping[str, plots.Points]) -> str:
+    """What a training job told: plots, and the last value of each metric."""
+    last = {name: points[-1] for name, points in curves.items() if points}
+    rows = [
+        (safe(name), str(step), f"{value:.4g}") for name, (step, value) in sorted(last.items()) if value is not None
+    ]
+    drawn = [image(p.alt, p.svg) for p in training_plots(job, curves)[:PLOTS_OF_A_JOB]]
+    return "\n\n".join([*drawn, table(("metric", "last step", "value"), rows)]) + "\n"
 
 
 def summary_rows(report: RunReport) -> list[dict[str, str]]:

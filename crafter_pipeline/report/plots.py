@@ -34,6 +34,10 @@ COLOURS = {
     "rl": "#d55e00",
 }
 OTHER = "#cc79a7"
+_FURTHER = ("#56b4e9", "#cc79a7", "#8a8f98")
+_PARTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a8f98", "#56b4e9")
+Points = Sequence[tuple[float, float | None]]
+"""(training step, value); None and NaN are left out."""
 _INK = "#010203"  # stands for the page's text colour until the SVG is finished
 _WIDTH = 4.1  # inches at 72 units each: on a phone 9-unit text is about 10 px, on a desktop about 15 px
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
@@ -66,8 +70,8 @@ _LOCK = threading.Lock()  # matplotlib's settings are global; Prefect runs tasks
 
 
 def colour(label: str) -> str:
-    """A player's colour, the same in every plot and table."""
-    return COLOURS.get(label, OTHER)
+    """A player's colour, the same in every plot and table; `dagger-2` has that of `dagger`."""
+    return COLOURS.get(label.partition("-")[0], OTHER)
 
 
 # --------------------------------------------------------------------------- the plots
@@ -132,23 +136,53 @@ def delta_plot(comparisons: Sequence[Comparison]) -> str:
     return _svg(draw, _WIDTH, 0.75 + 0.24 * len(comparisons))
 
 
-def curve(title: str, points: Sequence[tuple[float, float | None]], shade: str = COLOURS["sft"]) -> str:
-    """One metric over training steps: faint as it came and, from 30 points on, its running mean on top."""
-    finite = [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
+def curves(title: str, series: Mapping[str, Points], shade: str = COLOURS["sft"]) -> str:
+    """Metrics over training steps: faint as they came and, from 30 points on, their running means on top.
+
+    Args:
+        series: Name -> points; with several, the first has the colour and a legend tells them apart.
+    """
 
     def draw(ax: Axes) -> None:
-        xs, ys = [x for x, _ in finite], [y for _, y in finite]
-        if len(finite) >= 30:
-            ax.plot(xs, ys, color=shade, linewidth=0.7, alpha=0.35)
-            ax.plot(xs, _running_mean(ys, max(3, len(ys) // 20)), color=shade, linewidth=1.6)
-        else:
-            ax.plot(xs, ys, color=shade, linewidth=1.6, marker="o" if len(finite) <= 20 else None, markersize=3)
-        ax.set_title(_short(title, 48))
-        ax.set_xlabel("training step")
-        ax.margins(x=0.02)
-        _grid(ax, "y")
+        for (name, points), colour_ in zip(series.items(), (shade, *_FURTHER), strict=False):
+            finite = _finite(points)
+            xs, ys = [x for x, _ in finite], [y for _, y in finite]
+            if len(finite) >= 30:
+                ax.plot(xs, ys, color=colour_, linewidth=0.7, alpha=0.35)
+                ax.plot(xs, _running_mean(ys, max(3, len(ys) // 20)), color=colour_, linewidth=1.6, label=name)
+            else:
+                marker = "o" if len(finite) <= 20 else None
+                ax.plot(xs, ys, color=colour_, linewidth=1.6, marker=marker, markersize=3, label=name)
+        _finish_curves(ax, title, legend={"loc": "best"} if len(series) > 1 else None)
 
     return _svg(draw, _WIDTH, 1.9)
+
+
+def shares(title: str, series: Mapping[str, Points]) -> str:
+    """Parts of a whole over training steps, one on top of the other. Equal steps in all of them."""
+
+    def draw(ax: Axes) -> None:
+        steps = [x for x, _ in next(iter(series.values()))]
+        parts = [[y or 0.0 for _, y in points] for points in series.values()]
+        ax.stackplot(steps, parts, labels=list(series), colors=_PARTS[: len(parts)], alpha=0.85, linewidth=0)
+        ax.set_ylim(0, 1)
+        beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "reverse": True}
+        _finish_curves(ax, title, legend=beside)
+
+    return _svg(draw, _WIDTH, 2.2)
+
+
+def _finish_curves(ax: Axes, title: str, *, legend: dict[str, Any] | None) -> None:
+    ax.set_title(_short(title, 48))
+    ax.set_xlabel("training step")
+    ax.margins(x=0.02)
+    if legend is not None:
+        ax.legend(fontsize=7, frameon=False, labelcolor=_INK, **legend)
+    _grid(ax, "y")
+
+
+def _finite(points: Points) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
 
 
 def count_bars(counts: Mapping[str, int], unit: str) -> str:
@@ -291,6 +325,12 @@ def describe_deltas(comparisons: Sequence[Comparison]) -> str:
     return "Paired differences: " + "; ".join(
         f"{c.b} minus {c.a} {signed(c.delta)} {interval(c.ci95, sign=True)}" for c in comparisons
     )
+
+
+def describe_curves(title: str, series: Mapping[str, Points]) -> str:
+    """A plot of metrics in words."""
+    last = {name: _finite(points) for name, points in series.items()}
+    return f"{title}: " + "; ".join(f"{name}, {len(p)} points, last {p[-1][1]:.4g}" for name, p in last.items() if p)
 
 
 def describe_counts(counts: Mapping[str, int], unit: str) -> str:

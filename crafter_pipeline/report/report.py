@@ -8,7 +8,6 @@ Whatever is missing is said to be missing; a report never fails because a run di
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -22,10 +21,11 @@ from crafter_pipeline.files import replace_file
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.dataset import DatasetView
 from crafter_pipeline.report.page import figure, plain, render
+from crafter_pipeline.report.training import training_plots
 
 Status = Literal["succeeded", "partial", "failed"]
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]]
-"""{"sft": {metric: [(training step, value)]}, "rl": {…}}"""
+"""{"sft": {metric: [(training step, value)]}, "dagger-1": {…}, "rl": {…}}"""
 
 TRAINED = ("sft", "dagger", "rl")
 """Labels of language models that we trained, in the order they are trained."""
@@ -259,7 +259,7 @@ def render_html(report: RunReport) -> str:
         if report.comparisons
         else None,
         heat=success_rows(evaluations),
-        curves=[(job, main, rest) for job in ("sft", "rl") for main, rest in [_curves(job, report.training.get(job))]],
+        curves=[(job, *_curves(job, report)) for job in _jobs(report)],
         dataset=None if report.dataset is None else DatasetView(report.dataset),
         lineage=lineage(report),
         longest=max([s.seconds for s in report.stages] + [1e-9]),
@@ -296,19 +296,19 @@ def lineage(report: RunReport) -> list[tuple[str, str, str]]:
         nodes.append(("dataset", f"{manifest.rows:,} rows", f"sha256 {manifest.sha256[:12]}"))
     for m in report.models:
         data = f", dataset {m.dataset_sha256[:12]}" if m.dataset_sha256 else ""
-        nodes.append(("model", m.id, f"from {m.parent}{data}"))
+        how = f"{m.facts['method']}, " if m.facts.get("method") else ""
+        nodes.append(("model", m.id, f"{how}from {m.parent}{data}"))
     return nodes
 
 
-def _curves(job: str, metrics: Mapping[str, Sequence[tuple[float, float | None]]] | None) -> tuple[Any, list[Any]]:
-    """(the plot that matters, the others): loss for SFT, reward for RL."""
-    drawn = {k: v for k, v in (metrics or {}).items() if any(y is not None and math.isfinite(y) for _, y in v)}
-    wanted = ("loss",) if job == "sft" else ("achievements", "reward", "return")
-    rank = {k: next((i for i, word in enumerate(wanted) if word in k.lower()), len(wanted)) for k in drawn}
-    order = sorted(drawn, key=lambda k: (rank[k], len(k)))
-    figures = []
-    for i, metric in enumerate(order[:13]):
-        last = next(y for _, y in reversed(drawn[metric]) if y is not None and math.isfinite(y))
-        alt = f"{job} {metric} over {len(drawn[metric])} points, last {last:.4g}"
-        figures.append(figure(f"{job}{i}", plots.curve(f"{job}: {metric}", drawn[metric], plots.colour(job)), alt))
+def _jobs(report: RunReport) -> list[str]:
+    """Whose curves are shown: fine-tuning, each round of DAgger, RL; and whatever else there is."""
+    rounds = sorted(job for job in report.training if job.startswith("dagger"))
+    return list(dict.fromkeys(["sft", *rounds, "rl", *report.training]))
+
+
+def _curves(job: str, report: RunReport) -> tuple[Any, list[Any]]:
+    """(the plot that matters, the others)."""
+    drawn = enumerate(training_plots(job, report.training.get(job)))
+    figures = [figure(f"{job}{i}", plot.svg, plot.alt) for i, plot in drawn]
     return (figures[0] if figures else None), figures[1:]

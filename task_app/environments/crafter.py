@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from crafter_pipeline.answers import Answer, read_answer
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.environments import CRAFTER, EnvironmentInfo
 from crafter_pipeline.errors import FieldError
@@ -34,7 +35,6 @@ from crafter_pipeline.game.rules import COW, OFFSETS, SKELETON, TREE, ZOMBIE
 from crafter_pipeline.game.setup import CrafterSetup, outcome
 from crafter_pipeline.game.worldgen import generate_world
 from crafter_pipeline.rewards import Counters
-from task_app.answers import Answer, read_answer
 from task_app.environments.protocol import Setup, Step
 from task_app.policies import Policy
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import orjson
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.contracts import Reply, StopReason
 from crafter_pipeline.environments import MATH, EnvironmentInfo
 from crafter_pipeline.errors import DataError, FieldError, suggest
@@ -40,7 +41,6 @@ from crafter_pipeline.mathematics import (
 from crafter_pipeline.mathematics.setup import MathSetup, Rewards, Status, judge, unreadable
 from crafter_pipeline.rewards import Counters
 from crafter_pipeline.settings import Settings, load_settings
-from task_app.answers import Answer
 from task_app.environments.protocol import Setup, Step
 from task_app.policies import Policy
 

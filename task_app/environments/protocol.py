@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.contracts import Reply, StopReason
 from crafter_pipeline.environments import EnvironmentInfo
 from crafter_pipeline.rewards import Counters
-from task_app.answers import Answer
 from task_app.policies import Policy
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from crafter_pipeline.config import FilterConfig, PipelineConfig, apply_overrides, load_config, parse_config
+from crafter_pipeline.config import FilterConfig, PipelineConfig, RlConfig, apply_overrides, load_config, parse_config
 from crafter_pipeline.errors import ConfigError
 
 PROFILES = sorted((Path(__file__).resolve().parents[2] / "configs" / "profiles").glob("*.toml"))
@@ -26,6 +26,25 @@ def test_every_profile_parses(path):
         ({"collect": {"seeds": {"start": -1}}}, ["collect.seeds.start"]),
         ({"collect": {"seeds": {"start": 1_000_000}}}, ["held-out seed 1000000", "900000"]),
         ({"rl": {"seeds_start": 899_999, "iterations": 20_000}}, ["held-out seed"]),
+        ({"rl": {"seeds": [7, 1_000_000]}}, ["rl", "held-out seed 1000000"]),
+        ({"rl": {"seeds_start": 899_999, "curriculum": {"seeds": 100_000 + 2}}}, ["rl.curriculum.seeds"]),
+        ({"rl": {"dev": {"seeds": [1_000_000]}}}, ["rl.dev.seeds", "held-out seed"]),
+        ({"rl": {"dev": {"seeds": []}}}, ["rl.dev.seeds", "at least one"]),
+        ({"rl": {"group_size": 1}}, ["rl", "group_size", "at least 2"]),
+        ({"rl": {"advantage": "distillation"}}, ["rl", "teacher"]),
+        ({"rl": {"teacher": "crafter-tiny"}}, ["rl", "teacher"]),
+        ({"rl": {"teacher_url": "http://x"}}, ["rl", "teacher_url"]),
+        ({"rl": {"ratio": "sequence"}}, ["rl", "ratio", '"grpo"']),
+        ({"rl": {"keep": "best"}}, ["rl", "keep", "dev"]),
+        ({"rl": {"seeds": [1], "curriculum": {}}}, ["rl", "curriculum", "leave out seeds"]),
+        ({"sft": {"keep": "best_reward"}}, ["sft", "keep", "dev"]),
+        ({"sft": {"batch_size": 32, "micro_batch_size": 5}}, ["sft", "micro_batch_size", "divide"]),
+        ({"dagger": {"sft": {"base_model": "x"}}}, ["dagger.sft", "base_model"]),
+        (
+            {"sft": {"validation_share": 0.1}, "filter": {"export": {"validation_share": 0.1}}},
+            ["sft.validation_share", "filter.export"],
+        ),
+        ({"dagger": {"rounds": 2, "seeds": {"start": 999_900, "count": 60}}}, ["dagger.seeds", "held-out"]),
         ({"evaluate": {"baseline_seeds": {"start": 5}}}, ["baseline_seeds must lie within seeds"]),
         ({"nonsense": 1}, ["nonsense", "valid keys"]),
     ],
@@ -93,6 +112,7 @@ def test_published_spellings_of_a_rule_are_read(spelling):
         ({"export": {"form": "conversation"}, "turns": {"drop_noops": True}}, ["a conversation keeps all its turns"]),
         ({"export": {"context": 100}}, ["export: context: name the tokenizer"]),
         ({"export": {"target": "label"}}, ["export: target", "label = "]),
+        ({"export": {"label_url": "http://x"}}, ["export: label_url", "name the chat model"]),
         ({"export": {"validation_share": 0.6, "test_share": 0.6}}, ["below 1"]),
         ({"turns": {"drop_noop": True}}, ["turns.drop_noop", "did you mean 'drop_noops'"]),
     ],
@@ -101,3 +121,24 @@ def test_a_filter_that_cannot_be_meant_is_refused(data, words):
     with pytest.raises(ConfigError) as e:
         parse_config(FilterConfig, data, "x.toml")
     assert all(w in str(e.value) for w in ["x.toml", *words])
+
+
+def test_rounds_of_dagger_play_worlds_of_their_own():
+    config = PipelineConfig.model_validate({"dagger": {"rounds": 2, "seeds": {"start": 10, "count": 5}}})
+    assert [list(config.dagger.round_seeds(i).seeds) for i in range(2)] == [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]]
+
+
+@pytest.mark.parametrize(
+    ("rl", "last"),
+    [
+        ({"seeds_start": 5, "iterations": 2, "groups_per_iteration": 3}, 10),
+        ({"seeds": (9, 3)}, 9),
+        ({"seeds_start": 5, "curriculum": {"seeds": 4}}, 8),
+    ],
+)
+def test_the_largest_training_seed_is_known(rl, last):
+    assert RlConfig.model_validate(rl).last_seed == last
+
+
+def test_one_rollout_a_seed_is_enough_where_a_teacher_gives_the_credit():
+    assert RlConfig(advantage="distillation", teacher="latest:sft", group_size=1).group_size == 1

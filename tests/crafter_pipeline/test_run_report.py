@@ -8,8 +8,9 @@ import pytest
 
 from crafter_pipeline.config import PipelineConfig
 from crafter_pipeline.contracts import EpisodeResult
-from crafter_pipeline.episodes import EpisodeSpec
+from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.evaluation import evaluate
+from crafter_pipeline.report import render_html
 from crafter_pipeline.run_report import examples_of, report_of
 from crafter_pipeline.runs import Run
 from crafter_pipeline.traces.store import TraceStore
@@ -57,3 +58,20 @@ def test_without_traces_there_is_a_report_without_examples(run):
     run.traces.mkdir(parents=True)
     (run.traces / "broken.db").write_bytes(b"no database at all")
     assert report_of(run).examples == []
+
+
+def test_a_model_of_dagger_tells_how_its_student_played_and_distillation_is_no_rl(run, make_manifest):
+    run.outputs |= {
+        "dagger-1-collect": Collected(model=MODEL, episodes=16, mean_achievements=5.5, mean_reward=5.0, env_steps=9),
+        "dagger-1-join": make_manifest(rows=80, labels={"crafter-expert": 30}),
+        "dagger-1-sft": TrainedModel(id="m2", job_id="job_2", parent=MODEL, curves={"train.loss": [(1, 2.0)]}),
+        "submit-rl": TrainedModel(id="m3", job_id="job_3", parent="m2"),
+    }
+    run.config = PipelineConfig(name="t", rl={"advantage": "distillation", "teacher": "m2"})
+    report = report_of(run)
+    sft, dagger, rl = (model.facts for model in report.models)
+    assert "method" not in sft
+    assert (dagger["method"], dagger["student_achievements"], dagger["rows"]) == ("dagger round 1", 5.5, 80)
+    assert (rl["method"], rl["teacher"]) == ("on-policy distillation", "m2")
+    assert list(report.training) == ["sft", "dagger-1", "rl"]
+    assert "dagger round 1, from" in render_html(report)

@@ -22,6 +22,7 @@ ENTRYPOINTS = {
     "collect-rollouts": "flows.collect_rollouts.collect_rollouts",
     "filter-dataset": "flows.filter_dataset.filter_dataset",
     "submit-sft": "flows.submit_sft.submit_sft",
+    "dagger": "flows.dagger.dagger",
     "evaluate": "flows.evaluate_model.evaluate_model",
     "submit-rl": "flows.submit_rl.submit_rl",
     "nightly-eval": "flows.nightly_eval.nightly_eval",

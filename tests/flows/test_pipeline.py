@@ -5,20 +5,26 @@ from __future__ import annotations
 import ast
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import flows.dagger
 import flows.pipeline
-from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.errors import JobFailed
+from crafter_pipeline.config import DaggerConfig, DevEpisodes, PipelineConfig, RlConfig, SftConfig
+from crafter_pipeline.dataset.manifest import DatasetManifest, manifest_path, read_manifest, split_path
+from crafter_pipeline.errors import ConfigError, DataError, JobFailed
 from crafter_pipeline.report import read_report
 from crafter_pipeline.runs import Run
 from crafter_pipeline.services import Addresses
+from flows.dagger import dagger
 from flows.nightly_eval import nightly_eval
 from flows.pipeline import crafter_pipeline
+from flows.submit_rl import submit_rl
+from flows.submit_sft import submit_sft
 from tests.standins.orchestration import FakeBackend, FakeTaskApp, standins
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -59,10 +65,23 @@ def world(monkeypatch, tmp_path, make_manifest) -> Iterator[tuple[FakeTaskApp, F
     monkeypatch.setattr(
         flows.pipeline, "services", lambda run: nullcontext(Addresses("http://127.0.0.1:9", "http://127.0.0.1:10"))
     )
-    monkeypatch.setattr("tasks.dataset.build_dataset", lambda dbs, config, out: make_manifest(path=str(out)))
+    monkeypatch.setattr("tasks.dataset.build_dataset", lambda dbs, config, out, **_: dataset_at(out, make_manifest))
     monkeypatch.setattr("tasks.dataset.resolve", lambda inputs: [Path(inputs[0]) / "a.db"])
     with standins() as (task_app, backend):
         yield task_app, backend, tmp_path
+
+
+def dataset_at(out: Path, make_manifest: Callable[..., DatasetManifest]) -> DatasetManifest:
+    """A dataset of one row, and of a validation row where it is the first."""
+    made = make_manifest(path=str(out), rows=1)
+    splits = {"train": replace(made.splits["train"], path=str(out), rows=1)}
+    if out.name == "train.jsonl":
+        splits["validation"] = replace(splits["train"], path=str(split_path(out, "validation")), sha256="ef" * 32)
+    made = replace(made, splits=splits)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps({"messages": [], "metadata": {}}) + "\n")
+    manifest_path(out).write_text(made.to_json())
+    return made
 
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(world, config):
@@ -105,6 +124,78 @@ def test_a_failed_run_reports_and_the_next_one_goes_on(world, config, monkeypatc
     crafter_pipeline(profile="test", config=config)
     assert read_report(folder).status == "succeeded"
     assert {r.training_session_id for r in task_app.requests[before:]} == {"evaluate"}, "nothing is collected again"
+
+
+def test_rounds_of_dagger_go_on_from_each_others_students(world, config, monkeypatch):
+    task_app, backend, root = world
+    rounds = {"rounds": 2, "seeds": {"count": 2}, "env_config": {"level": "hard"}}
+    config = PipelineConfig.model_validate({**config.model_dump(mode="json"), "dagger": rounds})
+    with monkeypatch.context() as patch:  # stopped in the middle
+        patch.setattr(flows.dagger, "_labels", _labels_are_out)
+        with pytest.raises(DataError, match="no labels today"):
+            crafter_pipeline(profile="test", config=config)
+    crafter_pipeline(profile="test", config=config)
+    report = read_report(root / "latest")
+    names = [s.name for s in report.stages]
+    steps = ("collect", "label", "join", "sft")
+    assert names[7:17] == [
+        *(f"dagger-1-{step}" for step in steps), *(f"dagger-2-{step}" for step in steps), "evaluate-dagger", "submit-rl"
+    ]  # fmt: skip
+    assert next(s.state for s in report.stages if s.name == "dagger-1-collect") == "cached"
+    sft, first, second, rl = (model.id for model in report.models)
+    assert [m.parent for m in report.models] == ["crafter-tiny", sft, first, second], "RL starts from the last round"
+    played = [r for r in task_app.requests if r.env.seed and 200_000 <= r.env.seed < 900_000]
+    assert [(r.env.seed, r.policy.config["model"]) for r in sorted(played, key=lambda r: r.env.seed)] == [
+        (200_000, sft), (200_001, sft), (200_002, first), (200_003, first),
+    ]  # fmt: skip
+    assert {r.env.config["level"] for r in played} == {"hard"}
+    assert [e.label for e in report.evaluations] == ["random", "teacher", "sft", "dagger", "rl"]
+    assert ("sft", "dagger") in {(c.a, c.b) for c in report.comparisons}
+    assert set(report.training) == {"sft", "dagger-1", "dagger-2", "rl"}
+
+    tunings = [job for job in backend.asked if "validation_file_id" in job]
+    assert all(job["validation_file_id"] for job in tunings), "the rows held back at first judge every round"
+    assert [job["tags"] for job in tunings[1:]] == [{"method": "dagger", "round": str(n)} for n in (1, 2)]
+    joined = read_manifest(root / "latest" / "dagger" / "2" / "train.jsonl")
+    parts = [str(Path(part.path).relative_to((root / "latest").resolve())) for part in joined.parts]
+    assert parts == ["dataset/train.jsonl", "dagger/1/labelled.jsonl", "dagger/2/labelled.jsonl"]
+
+
+def _labels_are_out(*args):
+    raise DataError("no labels today")
+
+
+def test_dagger_runs_alone_and_the_same_again_finds_its_jobs(world, make_manifest):
+    task_app, backend, root = world
+    dataset_at(root / "d.jsonl", make_manifest)
+    config = DaggerConfig(rounds=1, seeds={"start": 200_000, "count": 2})
+    where = dict(task_app_url="http://127.0.0.1:9", backend_url="http://127.0.0.1:10")
+    runs = [dagger(config, dataset=root / "d.jsonl", out=root / "rounds", **where) for _ in range(2)]
+    assert runs[0] == runs[1] and runs[0].parent == "fft:crafter-tiny:job_1"
+    with pytest.raises(ConfigError, match="rounds: with 0"):
+        dagger(DaggerConfig(), dataset=root / "d.jsonl", **where)
+
+
+def test_a_scripted_teacher_must_know_the_environment(world, make_manifest):
+    dataset_at(world[2] / "d.jsonl", make_manifest)
+    where = dict(task_app_url="http://127.0.0.1:9", backend_url="http://127.0.0.1:10")
+    with pytest.raises(ConfigError, match="crafter-expert does not know math; name math-expert"):
+        dagger(DaggerConfig(rounds=1), dataset=world[2] / "d.jsonl", environment="math", **where)
+
+
+def test_names_that_mean_the_newest_model_are_resolved_before_a_job_is_asked_for(world):
+    _, backend, root = world
+    (root / "d.jsonl").write_text("{}")
+    where = dict(task_app_url="http://127.0.0.1:9", backend_url="http://127.0.0.1:10")
+    submit_rl(RlConfig(advantage="distillation", teacher="latest:sft", group_size=1), "latest:rl", **where)
+    assert backend.asked[-1]["config"].teacher == "fft:crafter-tiny:job_1"
+    assert backend.asked[-1]["source"] == "rl:crafter-tiny:job_2"
+    submit_sft(SftConfig(base_model="latest:sft", dev=DevEpisodes()), dataset=root / "d.jsonl", **where)
+    assert backend.asked[-1]["config"].base_model == "fft:crafter-tiny:job_1"
+    assert backend.asked[-1]["task_app_url"] == "http://127.0.0.1:9"
+    submit_sft(dataset=root / "d.jsonl", validation=root / "d.jsonl", **where)
+    assert backend.asked[-1]["task_app_url"] is None, "nobody plays"
+    assert backend.asked[-1]["validation_file_id"] == f"file-{backend.calls['upload']}"
 
 
 def _job_failed(*args):

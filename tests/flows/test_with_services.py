@@ -38,6 +38,9 @@ def test_collect_twice_plays_once_and_keys_stay_secret(tmp_path, monkeypatch):
         assert first == again and first.episodes == 4 and first.env_steps > 0
         manifest = filter_dataset(FilterConfig(models=("crafter-expert",)), run.traces, run.dataset)
         assert manifest.rollouts_read == 4, "the second time the ledger answered"
+        by_chat = FilterConfig.model_validate({"export": {"label": "crafter-random", "target": "label"}})
+        labelled = filter_dataset(by_chat, run.traces, run.folder / "labelled.jsonl", at.inference_url)
+        assert labelled.labels == {"crafter-random": manifest.rows} == {"crafter-random": labelled.rows}
         port = at.task_app_url.rsplit(":", 1)[1]
     assert len(minted) == 2
     for path in run.folder.rglob("*"):

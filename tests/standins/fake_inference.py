@@ -5,6 +5,8 @@ import socket
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+SAMPLE = {"prompt_token_ids": [1, 2], "token_ids": [3], "logprobs": [-0.5], "weight_version": 0, "finished": True}
+
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -14,7 +16,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        self._answer({"body": body, "path": self.headers["X-Model-Path"], "id": self.headers["X-Model-Id"]})
+        answer = {"body": body, "path": self.headers["X-Model-Path"], "id": self.headers["X-Model-Id"]}
+        answer["endpoint"] = self.path
+        if self.headers["X-Capture"]:
+            answer["captured"] = [SAMPLE]
+        self._answer(answer)
 
     def _answer(self, value: dict) -> None:
         content = json.dumps(value).encode()

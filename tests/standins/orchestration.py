@@ -68,16 +68,23 @@ class FakeBackend(Flaky):
 
     error = BackendError
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[dict[str, Any]] = []
+        """What each job was created of."""
+
     def upload(self, path: Path) -> str:
         self._call("upload")
         return f"file-{self.calls['upload']}"
 
-    def create_sft(self, config: Any, file_id: str, *, idempotency_key: str) -> str:
+    def create_sft(self, config: Any, file_id: str, *, idempotency_key: str, **rest: Any) -> str:
         self._call("create_sft")
+        self.asked.append({"config": config, "file_id": file_id, **rest})
         return f"job_{idempotency_key}"
 
     def create_rl(self, config: Any, *, idempotency_key: str, **rest: Any) -> str:
         self._call("create_rl")
+        self.asked.append({"config": config, **rest})
         return f"job_{idempotency_key}"
 
     def start(self, job_id: str) -> None:

@@ -9,13 +9,13 @@ from dataclasses import replace
 import orjson
 import pytest
 
+from crafter_pipeline.answers import read_answer
 from crafter_pipeline.contracts import Reply, RolloutRequest, StopReason
 from crafter_pipeline.environments import EnvironmentInfo
 from crafter_pipeline.rewards import Counters
 from crafter_pipeline.traces.reader import read_rollouts
 from crafter_pipeline.traces.store import TraceStore
 from crafter_pipeline.traces.wire import rollout_from_payload, trace_payload
-from task_app.answers import read_answer
 from task_app.environments import Step
 from task_app.rollout import Progress, answer_of, plan_rollout, play
 

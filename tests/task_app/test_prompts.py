@@ -7,9 +7,9 @@ import base64
 import orjson
 import pytest
 
+from crafter_pipeline.answers import Answer
 from crafter_pipeline.contracts import PolicySpec, Reply
 from crafter_pipeline.environments import CRAFTER
-from task_app.answers import Answer
 from task_app.environments import Step, environment_of
 from task_app.policies import read_policy
 from task_app.prompts import Prompter, event_line

@@ -109,7 +109,7 @@ def test_filtering_without_traces_is_not_tried_again(tmp_path):
 def test_traces_may_be_a_folder_a_glob_or_a_list(monkeypatch, tmp_path):
     for name in ("a.db", "b.db", "c.db"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(tasks.dataset, "build_dataset", lambda databases, config, out: [d.name for d in databases])
+    monkeypatch.setattr(tasks.dataset, "build_dataset", lambda databases, config, out, **_: [d.name for d in databases])
     for traces, found in (
         (tmp_path, ["a.db", "b.db", "c.db"]),
         (tmp_path / "b.db", ["b.db"]),

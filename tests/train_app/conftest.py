@@ -35,6 +35,8 @@ def make_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
                 str(data_dir),
                 "--job",
                 job.id,
+                "--attempt",
+                str(job.attempts),
             ]
 
         defaults = dict(api_key=None, worker_command=command, inference_module="fake_inference", poll_seconds=0.05)

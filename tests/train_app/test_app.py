@@ -10,6 +10,8 @@ from train_app.jobs import Model
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "noop"}]}
 
+CALLS = [{"id": "1", "type": "function", "function": {"name": "act", "arguments": "{}"}}]
+
 
 def send_file(client, text, **kwargs):
     return client.post("/api/files", data={"purpose": "fine-tune"}, files={"file": ("d.jsonl", text)}, **kwargs)
@@ -21,29 +23,53 @@ def add_trained(client, job_id, base="crafter-tiny", kind="sft", prefix="fft"):
     return model
 
 
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ("not json", "not valid JSON"),
-        ("[]", "non-empty list `messages`"),
-        ('{"messages": []}', "non-empty list `messages`"),
-        ('{"messages": ["x"]}', "messages[0] is not an object"),
-        ('{"messages": [{"role": "robot", "content": "x"}]}', "role 'robot'"),
-        ('{"messages": [{"role": "user", "content": null}]}', "content must be"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "must be the assistant's"),
-        ('{"messages": [{"role": "assistant", "content": ""}]}', "is empty"),
-        ('{"prompt": "x", "completion": "y"}', "or lists `prompt` and `completion`"),
-        ('{"prompt": [{"role": "user", "content": "x"}], "completion": "y"}', "must be the assistant's"),
-        ('{"prompt": [{"role": "user", "content": "x"}], "completion": []}', "must be the assistant's"),
-    ],
-)
-def test_an_upload_that_cannot_be_trained_on_is_refused_with_its_line(make_service, line, complaint):
+def test_bad_lines_are_told_with_their_numbers_and_nothing_is_kept(make_service):
     with make_service() as client:
-        answer = send_file(client, json.dumps(ROW) + "\n" + line + "\n")
-        assert answer.status_code == 400
-        message = answer.json()["detail"]["error"]["message"]
-        assert "line 2" in message and complaint in message
+        rows = [json.dumps(ROW), "x", json.dumps(ROW), "[]"]
+        answer = send_file(client, "\n".join(rows))
+        error = answer.json()["detail"]["error"]
+        assert answer.status_code == 400 and [line["line"] for line in error["lines"]] == [2, 4]
+        assert error["message"].startswith("d.jsonl, line 2: not valid JSON") and "1 more bad line" in error["message"]
         assert client.get("/api/files").json()["data"] == []
+
+
+def test_a_file_beyond_the_limit_is_413_and_leaves_nothing(make_service, tmp_path):
+    text = json.dumps(ROW) + "\n"
+    with make_service(max_upload_mb=1) as client:
+        assert send_file(client, text).status_code == 200
+        told = send_file(client, text * 30_000)
+        request = client.build_request("POST", "/api/files", files={"file": ("d.jsonl", text * 30_000)})
+        chunks = client.post(
+            "/api/files", content=iter([request.read()]), headers=dict(request.headers) | {"content-length": ""}
+        )
+        for answer in (told, chunks):
+            assert answer.status_code == 413 and "--max-upload-mb" in answer.json()["detail"]["error"]["message"]
+        assert len(list((tmp_path / "data" / "files").iterdir())) == len(client.get("/api/files").json()["data"]) == 1
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(make_service, monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with make_service() as client:
+        monkeypatch.setattr("train_app.routes.files.store_dataset", full)
+        answer = send_file(client, json.dumps(ROW))
+        assert answer.status_code == 507 and "is full" in answer.json()["detail"]["error"]["message"]
+        assert list((tmp_path / "data" / "files").iterdir()) == []
+
+
+def test_a_stranger_cannot_upload(make_service):
+    with make_service(api_key="secret") as client:
+        assert send_file(client, json.dumps(ROW)).status_code == 401
+        assert send_file(client, json.dumps(ROW), headers={"X-API-Key": "secret"}).status_code == 200
+
+
+def test_what_an_api_that_was_killed_left_half_done_is_cleared(make_service, tmp_path):
+    for folder in ("files", "exports/1"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    (tmp_path / "data" / "files" / "file_1.part").write_text("half")
+    with make_service():
+        assert list((tmp_path / "data" / "files").iterdir()) == [] and not (tmp_path / "data" / "exports").exists()
 
 
 def test_prompts_and_completions_are_taken_too(make_service):
@@ -66,21 +92,26 @@ def test_an_empty_upload_is_refused(make_service):
 
 
 def test_an_upload_is_ready_under_every_path(make_service, upload):
-    tools = {"messages": [ROW["messages"][0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]}
+    tools = {"messages": [ROW["messages"][0], {"role": "assistant", "content": None, "tool_calls": CALLS}]}
     with make_service() as client:
         file_id = upload(client, ROW, tools)
         for path in ("/api/files", "/api/v1/files", "/api/learning/files", "/api/v1/learning/files"):
             file = client.get(f"{path}/{file_id}").json()
             assert (file["id"], file["status"], file["rows"]) == (file_id, "ready", 2)
             assert client.get(path).json()["files"] == client.get(path).json()["data"]
+            assert client.get(f"{path}/{file_id}/content").text == f"{json.dumps(ROW)}\n{json.dumps(tools)}"
+        assert client.get("/api/files?purpose=other").json()["files"] == []
+        newer = upload(client, ROW)
+        assert [f["id"] for f in client.get("/api/files?limit=1").json()["files"]] == [newer]
+        assert [f["id"] for f in client.get(f"/api/files?after={newer}").json()["files"]] == [file_id]
 
 
 def test_a_job_reads_the_same_under_every_path(make_service, create_sft, wait_for):
     with make_service() as client:
         job = wait_for(client, create_sft(client))
         for prefix in ("/api", "/api/v1"):
-            for family in ("learning", "rl", "orchestration", "sft"):
-                at = f"{prefix}/{family}/jobs/{job['id']}"
+            for family in ("/learning", "/rl", "/orchestration", "/sft", ""):
+                at = f"{prefix}{family}/jobs/{job['id']}"
                 assert client.get(at).json() == job
                 assert client.get(at + "/status").json()["status"] == "succeeded"
                 events = client.get(at + "/events").json()["events"]
@@ -93,7 +124,8 @@ def test_a_job_reads_the_same_under_every_path(make_service, create_sft, wait_fo
         listed = client.get("/api/v1/learning/jobs").json()
         assert listed["data"] == listed["jobs"] == [job]
         assert client.get("/api/rl/jobs").json()["jobs"] == []
-        assert client.get(f"/api/jobs/{job['id']}/runs").json()["runs"][0]["status"] == "succeeded"
+        (run,) = client.get(f"/api/jobs/{job['id']}/runs").json()["runs"]
+        assert (run["status"], run["run_number"], run["duration_seconds"] > 0) == ("succeeded", 1, True)
 
 
 def test_events_and_metrics_are_paged(make_service, create_sft, wait_for):
@@ -104,6 +136,71 @@ def test_events_and_metrics_are_paged(make_service, create_sft, wait_for):
         assert {p["name"] for p in client.get(at + "/metrics?name=train.loss").json()["points"]} == {"train.loss"}
 
 
+def test_metrics_are_told_by_run(make_service, create_sft, wait_for):
+    with make_service("crash-once") as client:
+        job_id = wait_for(client, create_sft(client))["id"]
+        at = f"/api/learning/jobs/{job_id}"
+        assert [r["status"] for r in client.get(at + "/runs").json()["runs"]] == ["failed", "succeeded"]
+        assert client.get(at + f"/metrics?run_id={job_id}-1").json()["points"] == []
+        points = client.get(at + f"/metrics?run_id={job_id}-2").json()["points"]
+        assert {p["run_id"] for p in points} == {f"{job_id}-2"} and min(p["step"] for p in points) == 1
+        for unknown in ("1", f"{job_id}-3", f"{job_id}-0"):
+            assert client.get(at + f"/metrics?run_id={unknown}").status_code == 404
+
+
+def test_whole_checkpoints_are_listed(make_service, create_sft, wait_for, tmp_path):
+    with make_service() as client:
+        job_id = wait_for(client, create_sft(client))["id"]
+        folder = tmp_path / "data" / "jobs" / job_id / "checkpoints"
+        for name in ("checkpoint-10", "checkpoint-9", "checkpoint-20"):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "model.safetensors").write_bytes(b"1234")
+            if name != "checkpoint-20":
+                (folder / name / "COMPLETE").touch()
+        for family in ("sft", "rl", "learning"):
+            found = client.get(f"/api/{family}/jobs/{job_id}/checkpoints").json()
+            assert found["data"] == found["checkpoints"]
+            assert [(c["id"], c["step"], c["bytes"]) for c in found["data"]] == [
+                ("checkpoint-9", 9, 4),
+                ("checkpoint-10", 10, 4),
+            ]
+
+
+def test_jobs_are_found_by_tag_time_model_and_file(make_service, upload):
+    with make_service() as client:
+        file_id, other = upload(client), upload(client, ROW, ROW)
+
+        def create(file, **metadata):
+            payload = {"model": "crafter-tiny", "training_file_id": file, "metadata": metadata}
+            return client.post("/api/learning/jobs", json=payload).json()["id"]
+
+        first = create(file_id, tags={"team": "blue", "size": 3})
+        second = create(other, tags={"team": "red"})
+
+        def found(**query):
+            answer = client.get("/api/learning/jobs", params=query)
+            assert answer.status_code == 200, answer.text
+            return [job["id"] for job in answer.json()["jobs"]]
+
+        assert found(tag="team=blue") == found(tag=["team", "size=3"]) == [first]
+        assert found(tag="team") == found(created_after="1h") == found(model="crafter-tiny") == [second, first]
+        assert found(file_id=other) == [second]
+        assert found(after=second) == [first]
+        assert found(created_before="2020-01-01") == found(created_after="4000000000") == found(model="x") == []
+        assert client.get("/api/learning/jobs?created_after=soon").status_code == 400
+        assert client.get(f"/api/files/{other}/jobs").json()["jobs"][0]["tags"] == {"team": "red"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("GET", "rl/services/t1"), ("POST", "v1/pricing/preflight"), ("GET", "v1/balance/autumn-normalized")],
+)
+def test_what_only_the_hosted_service_has_is_404_with_a_sentence(make_service, method, path):
+    with make_service() as client:
+        answer = client.request(method, f"/api/{path}")
+        assert answer.status_code == 404 and "hosted service" in answer.json()["detail"]["error"]["message"]
+
+
 def test_events_stream_until_the_job_has_ended(make_service, create_sft):
     with make_service() as client:
         job_id = create_sft(client)
@@ -111,15 +208,28 @@ def test_events_stream_until_the_job_has_ended(make_service, create_sft):
         lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
         assert json.loads(lines[0].removeprefix("data: "))["type"] == "job.created"
         assert json.loads(lines[-1].removeprefix("data: "))["type"] == "sft.job.completed"
+        ids = [int(line.removeprefix("id: ")) for line in answer.text.splitlines() if line.startswith("id: ")]
+        assert ids == list(range(1, len(lines) + 1))
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(ids[-2])}
+        again = client.get(f"/api/orchestration/jobs/{job_id}/events", headers=headers).text
+        assert again.startswith(f"id: {ids[-1]}\n") and again.count("data: ") == 1
 
 
 def test_an_equal_idempotency_key_makes_one_job(make_service, upload):
     with make_service() as client:
         payload = {"model": "crafter-tiny", "training_file_id": upload(client)}
         headers = {"Idempotency-Key": "k"}
-        ids = {client.post("/api/learning/jobs", json=payload, headers=headers).json()["id"] for _ in range(3)}
-        assert len(ids) == 1
-        job_id = ids.pop()
+        answers = [client.post("/api/learning/jobs", json=payload, headers=headers) for _ in range(3)]
+        assert [a.status_code for a in answers] == [201, 200, 200]
+        assert len({a.json()["id"] for a in answers}) == 1
+        job_id = answers[0].json()["id"]
+        moved = {**payload, "training_file_id": upload(client)}
+        assert client.post("/api/learning/jobs", json=moved, headers=headers).json()["id"] == job_id, "equal content"
+        conflict = client.post(
+            "/api/learning/jobs", json={**payload, "hyperparameters": {"n_epochs": 2}}, headers=headers
+        )
+        assert conflict.status_code == 409 and conflict.json()["detail"]["job_id"] == job_id
+        assert job_id in conflict.json()["detail"]["error"]["message"]
         assert [e.type for e in client.app.state.store.events(job_id)] == ["job.created"]
         assert client.post(f"/api/learning/jobs/{job_id}/cancel").json()["status"] == "cancelled"
         assert client.post("/api/learning/jobs", json=payload, headers=headers).json()["id"] != job_id
@@ -179,6 +289,51 @@ def test_rl_starts_at_once_from_a_trained_model(make_service, create_sft, wait_f
         assert len(client.get("/api/models").json()["models"]) == 2
 
 
+def distillation(teacher, **training):
+    training = {"advantage": "distillation", "teacher": teacher, **training}
+    config = {"model": {"base": "crafter-tiny"}, "training": training}
+    return {"job_type": "rl", "data": {"endpoint_base_url": "http://t", "config": config}}
+
+
+def test_a_teacher_is_pinned_like_the_source(make_service, create_sft, wait_for):
+    with make_service(aliases={"Qwen/Qwen3-0.6B": "crafter-tiny"}) as client:
+        sft = wait_for(client, create_sft(client))
+
+        def teacher(name, **training):
+            return client.post("/api/rl/jobs", json=distillation(name, **training)).json()["config"]["teacher"]
+
+        assert teacher("latest:sft") == teacher(sft["id"]) == sft["fine_tuned_model"]
+        assert teacher("big", teacher_url="http://vllm") == "big", "one that is served elsewhere stays as named"
+        job = client.post("/api/rl/jobs", json=distillation("Qwen/Qwen3-0.6B")).json()
+        assert job["config"]["teacher"] == "Qwen/Qwen3-0.6B"
+        events = client.get(f"/api/rl/jobs/{job['id']}/events").json()["events"]
+        assert any("crafter-tiny stands in for Qwen/Qwen3-0.6B" in event["message"] for event in events)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "complaint"),
+    [
+        ("crafter-expert", "script without weights"),
+        ("latest:rl", "no trained model"),
+        ("no/such-model", "no weights for 'no/such-model'"),
+    ],
+)
+def test_a_teacher_that_cannot_be_loaded_is_refused_at_once(make_service, teacher, complaint):
+    with make_service() as client:
+        answer = client.post("/api/rl/jobs", json=distillation(teacher))
+        message = answer.json()["detail"]["error"]["message"]
+        assert answer.status_code == 400 and complaint in message and "training.teacher" in message
+
+
+def test_a_job_that_trains_on_its_dev_seeds_is_warned(make_service):
+    config = {"model": {"base": "crafter-tiny"}, "training": {"seeds": [1, 2], "dev": {"seeds": [2, 3]}}}
+    with make_service() as client:
+        payload = {"job_type": "rl", "data": {"endpoint_base_url": "http://t", "config": config}}
+        job = client.post("/api/rl/jobs", json=payload).json()
+        events = client.get(f"/api/rl/jobs/{job['id']}/events").json()["events"]
+        assert any(e["type"] == "rl.warning" and "1 of 2 dev seeds" in e["message"] for e in events)
+
+
 def test_without_the_key_nothing_is_told(make_service):
     with make_service(api_key="secret-key-1") as client:
         assert client.get("/livez").status_code == client.get("/health").status_code == 200
@@ -193,8 +348,44 @@ def test_without_the_key_nothing_is_told(make_service):
 
 def test_unknown_ids_are_404(make_service):
     with make_service() as client:
-        for path in ("learning/jobs/job_0", "learning/jobs/job_0/events", "files/file_0", "learning/models/x"):
+        for path in (
+            *("learning/jobs/job_0", "learning/jobs/job_0/events", "learning/jobs/job_0/checkpoints"),
+            *("files/file_0", "files/file_0/content", "learning/jobs?after=job_0", "learning/jobs?file_id=file_0"),
+            *("learning/models/x", "models/x/export", "models/x/jobs"),
+        ):
             assert client.get(f"/api/{path}").status_code == 404, path
+
+
+def test_a_validation_file_a_task_app_and_tags_reach_the_worker(make_service, upload):
+    with make_service() as client:
+        held_back = upload(client, ROW, ROW)
+        metadata = {
+            "effective_config": {"data": {"validation_files": [held_back]}},
+            "task_app_url": "http://task:8001/",
+            "tags": {"team": "blue"},
+        }
+        payload = {"model": "crafter-tiny", "training_file_id": upload(client), "metadata": metadata}
+        job = client.post("/api/learning/jobs", json=payload).json()
+        spec = client.get(f"/api/learning/jobs/{job['id']}/config").json()["spec"]
+        assert spec["validation_file"] == client.app.state.store.get_file(held_back).path
+        assert (spec["task_app_url"], spec["tags"]) == ("http://task:8001", {"team": "blue"})
+        metadata["effective_config"]["data"]["validation_files"] = ["file_0"]
+        refused = client.post("/api/learning/jobs", json=payload)
+        assert refused.status_code == 400 and "validation_files" in refused.text
+
+
+def test_rl_is_also_taken_without_the_table_around_its_data(make_service):
+    with make_service() as client:
+        payload = {"model": "crafter-tiny", "endpoint_base_url": "http://t", "trainer_id": "1", "trainer": {}}
+        answer = client.post("/api/rl/jobs", json=payload)
+        assert answer.status_code == 201 and answer.json()["model"] == "crafter-tiny"
+
+
+def test_more_gpus_than_there_are_is_refused(make_service, upload):
+    payload = {"model": "crafter-tiny", "hyperparameters": {"gpus": 64}}
+    with make_service() as client:
+        answer = client.post("/api/learning/jobs", json={**payload, "training_file_id": upload(client)})
+        assert answer.status_code == 400 and "64 GPUs" in answer.text
 
 
 def test_a_task_app_is_verified_with_our_key(make_service):

@@ -106,7 +106,7 @@ def test_a_chat_model_of_ours_judges_in_this_process_with_our_key(make_service, 
         seen.append(await request.json())
         return httpx_to_starlette(said('{"scores": {"skill": {"reason": "quick", "score": 0.75}}}'))
 
-    monkeypatch.setattr("train_app.app.Inference.chat", chat)
+    monkeypatch.setattr("train_app.routes.inference.Inference.chat", chat)
     with make_service(api_key="secret") as client:
         answer = client.post(
             PATHS[0], json=body(rubric=SKILL, model="latest:sft"), headers={"Authorization": "Bearer secret"}

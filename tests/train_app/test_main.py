@@ -1,6 +1,7 @@
 """The command: keys, ports, folders, and a start without torch."""
 
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -60,7 +61,18 @@ def test_it_serves_and_keeps_its_folder_to_itself(tmp_path):
         assert second.returncode == 2 and "Another backend uses" in second.stderr
 
 
-def test_the_api_imports_no_torch():
+def test_the_api_imports_no_torch_and_starts_at_once():
     code = "import sys, train_app.__main__; print([m for m in ('torch', 'transformers', 'trl') if m in sys.modules])"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert run.stdout.strip() == "[]", run.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 4.0, "CPU seconds, whoever else is at work; about 1.1 on the machine of the benchmarks"
+
+
+@pytest.mark.parametrize("option", ["--slots", "--max-upload-mb"])
+def test_a_number_of_slots_or_megabytes_is_positive(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([option, "0"])
+    assert option in capsys.readouterr().err

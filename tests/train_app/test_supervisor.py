@@ -5,9 +5,56 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
-from train_app.jobs import JobStore
-from train_app.supervisor import INSTALL_HINT, Supervisor, end_left_over
+import pytest
+
+from train_app.jobs import JobFilter, JobStore, model_folder
+from train_app.slots import SLOTS_VARIABLE, Slot, SlotPool, find_slots, job_environment
+from train_app.supervisor import (
+    GRACE_SECONDS,
+    INSTALL_HINT,
+    POLL_SECONDS,
+    Supervisor,
+    end_left_over,
+    worker_command,
+)
+
+FAKE_WORKER = Path(__file__).parents[1] / "standins" / "fake_worker.py"
+ONE_SLOT = (Slot(0, None),)
+
+
+@pytest.fixture
+def wait_until_there():
+    def wait(there):
+        deadline = time.monotonic() + 15
+        while not there():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    return wait
+
+
+@contextmanager
+def supervised(folder, mode, *, jobs=1, spec=None, slots=ONE_SLOT, **options):
+    """A running supervisor with jobs; mode None: the real command."""
+
+    def command(job, data_dir):
+        words = ["--data-dir", str(data_dir), "--job", job.id, "--attempt", str(job.attempts)]
+        return [sys.executable, str(FAKE_WORKER), mode, *words]
+
+    store = JobStore.in_folder(folder)
+    made = [store.create_job("sft", "b", spec or {}) for _ in range(jobs)]
+    supervisor = Supervisor(
+        store, folder, command=None if mode is None else command, slots=slots, poll_seconds=0.05, **options
+    )
+    supervisor.start()
+    try:
+        yield store, *made
+    finally:
+        supervisor.stop()
+        store.close()
 
 
 def events_of(client, job_id):
@@ -38,7 +85,31 @@ def test_after_two_restarts_the_job_fails_with_the_workers_last_words(make_servi
         job = wait_for(client, create_sft(client))
         assert job["status"] == "failed" and job["attempts"] == 3
         assert "RuntimeError: the GPU fell out" in job["error"] and "exit code 1" in job["error"]
+        assert "worker.log" in job["error"]
+        assert job["error"].count("the GPU fell out") == 2, "as raised in one traceback, of the last worker alone"
         assert events_of(client, job["id"])[-1]["type"] == "sft.job.failed"
+
+
+def test_restarts_that_get_further_do_not_count(make_service, create_sft, wait_for):
+    with make_service("advance") as client:
+        job = wait_for(client, create_sft(client))
+        assert (job["status"], job["attempts"]) == ("succeeded", 6)
+        said = [e["message"] for e in events_of(client, job["id"]) if e["type"] == "job.worker.restarted"]
+        assert "from the checkpoint of step 5" in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("killed", ("SIGKILL", "or the system was out of memory", "micro_batch_size")),
+        ("full", ("is full", "--data folder")),
+    ],
+)
+def test_a_death_with_a_known_cause_says_the_remedy(make_service, create_sft, wait_for, tmp_path, mode, words):
+    with make_service(mode) as client:
+        job = wait_for(client, create_sft(client))
+        assert job["status"] == "failed" and all(word in job["error"] for word in words), job["error"]
+        assert not list((tmp_path / "data" / "jobs" / job["id"]).glob("checkpoints/*")), "nothing half-written stays"
 
 
 def test_a_job_that_its_worker_failed_is_not_tried_again(make_service, create_sft, wait_for):
@@ -59,6 +130,93 @@ def test_cancelling_stops_the_worker(make_service, create_sft, wait_for):
         assert not os.path.exists(f"/proc/{pid}") or sys.platform != "linux"
 
 
+def test_a_worker_that_is_deaf_is_killed(tmp_path, wait_until_there):
+    with supervised(tmp_path, "deaf", grace_seconds=0.3) as (store, job):
+        wait_until_there(lambda: "waiting" in [e.type for e in store.events(job.id)])
+        store.request_cancel(job.id)
+        wait_until_there(lambda: store.get(job.id).final)
+        assert store.get(job.id).status == "cancelled"
+    assert GRACE_SECONDS + POLL_SECONDS < 10, "cancelling takes less than ten seconds"
+
+
+def test_a_cancelled_job_leaves_nothing_that_looks_like_a_model(tmp_path, wait_until_there):
+    with supervised(tmp_path, "late") as (store, job):
+        wait_until_there(lambda: "waiting" in [e.type for e in store.events(job.id)])
+        assert model_folder(tmp_path, job.id).is_dir()
+        store.request_cancel(job.id)
+        wait_until_there(lambda: store.get(job.id).final)
+        assert not model_folder(tmp_path, job.id).exists()
+
+
+def test_jobs_run_side_by_side_as_far_as_slots_go(tmp_path, wait_until_there):
+    slots = [Slot(0, "0"), Slot(1, "1")]
+    with supervised(tmp_path, "wait", slots=slots, jobs=3) as (store, *jobs):
+        wait_until_there(lambda: len(store.list(JobFilter(status="running"))) == 2)
+        time.sleep(0.3)
+        assert [store.get(job.id).status for job in jobs] == ["running", "running", "queued"]
+        wait_until_there(lambda: all("waiting" in [e.type for e in store.events(job.id)] for job in jobs[:2]))
+        started = [e.data for job in jobs for e in store.events(job.id) if e.type == "job.worker.started"]
+        assert [(s["slots"], s["gpus"]) for s in started] == [([0], ["0"]), ([1], ["1"])]
+        store.request_cancel(jobs[0].id)
+        wait_until_there(lambda: store.get(jobs[2].id).status == "running")
+
+
+def test_a_job_of_more_gpus_than_there_are_fails_with_both_numbers(tmp_path, wait_until_there):
+    with supervised(tmp_path, "succeed", spec={"config": {"gpus": 4}}) as (store, job):
+        wait_until_there(lambda: store.get(job.id).final)
+        assert "4 GPUs, this backend has 0" in store.get(job.id).error
+
+
+def test_several_gpus_of_one_job_are_different_ones():
+    pool = SlotPool([Slot(i, str(i % 2)) for i in range(4)])
+    assert pool.fits(2) and not pool.fits(3)
+    (first,) = pool.take(1)
+    pair = pool.take(2)
+    assert {slot.gpu for slot in pair} == {"0", "1"} and first not in pair
+    told = {"CUDA_VISIBLE_DEVICES": ",".join(slot.gpu for slot in pair), SLOTS_VARIABLE: "4"}
+    assert job_environment(pair, pool.count) == told
+    assert pool.take(2) is None
+    pool.give_back((first, *pair))
+    assert [slot.index for slot in pool.take(2)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "visible", "count", "gpus"),
+    [
+        ("0, GPU-a\n1, GPU-b\n", None, None, ["0", "1"]),
+        ("0, GPU-a\n1, GPU-b\n", "1", None, ["1"]),
+        ("0, GPU-a\n1, GPU-b\n", "GPU-b", None, ["GPU-b"]),
+        ("0, GPU-a\n", None, 2, ["0", "0"]),
+        ("", None, None, [None]),
+        ("", None, 3, [None, None, None]),
+    ],
+)
+def test_slots_are_the_gpus_that_the_driver_names(monkeypatch, tmp_path, answer, visible, count, gpus):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nprintf '{answer}'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [slot.gpu for slot in find_slots(count)] == gpus
+
+
+def test_the_command_names_the_attempt_and_launches_a_process_per_gpu(tmp_path):
+    store = JobStore.in_folder(tmp_path)
+    one, two, rl = (
+        store.begin_attempt(store.create_job(kind, "b", {"config": {"gpus": gpus}}).id)
+        for kind, gpus in (("sft", 1), ("sft", 2), ("rl", 2))
+    )
+    store.close()
+    assert worker_command(one, tmp_path)[1:] == [
+        *("-m", "train_app.workers.sft", "--data-dir", str(tmp_path), "--job", one.id, "--attempt", "1")
+    ]
+    launched = worker_command(two, tmp_path)
+    assert launched[2] == "accelerate.commands.launch" and launched[launched.index("--num_processes") + 1] == "2"
+    assert worker_command(rl, tmp_path)[2] == "train_app.workers.rl"
+
+
 def test_a_job_left_running_goes_on_when_the_api_is_back(make_service, create_sft, wait_for):
     with make_service("wait") as client:
         job_id = create_sft(client)
@@ -68,20 +226,11 @@ def test_a_job_left_running_goes_on_when_the_api_is_back(make_service, create_sf
         assert "job.requeued" in [e["type"] for e in events_of(client, job_id)]
 
 
-def test_a_worker_that_falls_silent_is_replaced(tmp_path):
-    store = JobStore.in_folder(tmp_path)
-    job = store.create_job("sft", "b", {})
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    supervisor = Supervisor(
-        store, tmp_path, command=lambda *_: command, restarts=0, poll_seconds=0.05, silent_seconds=0.3
-    )
-    supervisor.start()
-    deadline = time.monotonic() + 10
-    while not store.get(job.id).final and time.monotonic() < deadline:
-        time.sleep(0.05)
-    supervisor.stop()
-    assert "stopped answering" in store.get(job.id).error
-    store.close()
+def test_a_worker_that_falls_silent_is_replaced(tmp_path, wait_until_there):
+    options = dict(restarts=0, silent_seconds=0.3, grace_seconds=0.3)
+    with supervised(tmp_path, "deaf", **options) as (store, job):
+        wait_until_there(lambda: store.get(job.id).final)
+        assert "stopped answering" in store.get(job.id).error
 
 
 def test_a_worker_that_outlived_its_api_is_ended(tmp_path):
@@ -92,7 +241,7 @@ def test_a_worker_that_outlived_its_api_is_ended(tmp_path):
     bystander = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     try:
         for process in (orphan, bystander):
-            store.worker_started(job.id, process.pid)
+            store.set_pid(job.id, store.begin_attempt(job.id).attempts, process.pid)
             end_left_over(store.get(job.id), grace_s=1.0)
         assert orphan.wait(5) == -signal.SIGTERM
         assert bystander.poll() is None
@@ -102,15 +251,8 @@ def test_a_worker_that_outlived_its_api_is_ended(tmp_path):
         store.close()
 
 
-def test_without_torch_a_job_says_what_to_install(tmp_path, monkeypatch):
+def test_without_torch_a_job_says_what_to_install(tmp_path, monkeypatch, wait_until_there):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    store = JobStore.in_folder(tmp_path)
-    job = store.create_job("sft", "b", {})
-    supervisor = Supervisor(store, tmp_path, poll_seconds=0.02)
-    supervisor.start()
-    deadline = time.monotonic() + 5
-    while not store.get(job.id).final and time.monotonic() < deadline:
-        time.sleep(0.02)
-    supervisor.stop()
-    assert store.get(job.id).error == INSTALL_HINT
-    store.close()
+    with supervised(tmp_path, None) as (store, job):
+        wait_until_there(lambda: store.get(job.id).final)
+        assert store.get(job.id).error == INSTALL_HINT

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
+import hashlib
 import math
 import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,30 +20,42 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from crafter_pipeline.errors import PipelineError
-from crafter_pipeline.processes import exit_with_parent
+from crafter_pipeline.processes import PARENT_VARIABLE, exit_with_parent
 from crafter_pipeline.settings import load_settings, reveal
-from train_app.jobs import JobStore, Model, job_folder
+from train_app.adapters import is_adapter
+from train_app.cards import write_card
+from train_app.checkpoints import checkpoints_folder, remove_half_written
+from train_app.endings import known_cause
+from train_app.jobs import JobStore, Model, job_folder, model_folder
+from train_app.leases import Cancelled, Lease, LeaseLost
 from train_app.specs import RlSpec, SftSpec
-from train_app.workers.checkpoints import save_model
+from train_app.workers.adapters import settle_base
+from train_app.workers.checkpoints import whole_folder
 
 HEARTBEAT_SECONDS = 5.0
+LOCK_SECONDS = 30.0
+BOOKKEEPING = ("epoch", "total_flos", "train_")
+"""What the trainer logs for itself, by the beginning of its name: how long it ran, in its own words, and means over
+rows that are no means over tokens."""
 PREFIX = {"fft": "fft", "lora": "ft", "qlora": "qft", "rl": "rl"}
 """Kind of training -> first part of the model's id."""
 
 
-class Cancelled(Exception):
-    """Somebody asked for the job's end."""
-
-
 class WorkerJob:
-    """One job as its worker sees it."""
+    """One job as its worker sees it. Of several processes of one job the first alone tells and publishes.
 
-    def __init__(self, store: JobStore, data_dir: Path, job_id: str) -> None:
+    Every write raises LeaseLost once another worker has the job, or it has ended.
+    """
+
+    def __init__(self, store: JobStore, data_dir: Path, job_id: str, attempt: int) -> None:
         self.store, self.data_dir, self.id = store, data_dir, job_id
+        self.lease = Lease(store, job_id, attempt)
         self.folder = job_folder(data_dir, job_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record = store.get(job_id)
+        self.leads = int(os.environ.get("RANK", "0")) == 0
         self.task_app_key = reveal(load_settings().environment_api_key)
+        self.published = False
 
     @cached_property
     def sft(self) -> SftSpec:
@@ -56,11 +73,21 @@ class WorkerJob:
 
     def event(self, kind: str, message: str, level: str = "info", **data: Any) -> None:
         """Append to the job's events."""
-        self.store.add_event(self.id, kind, message, data=data, level=level)
+        if self.leads:
+            self.lease.event(kind, message, data, level)
 
     def warn(self, message: str) -> None:
         """A warning of the job; the report shows it."""
         self.event(f"{self.record.kind}.warning", message, level="warning")
+
+    def metrics(self, step: int, values: Mapping[str, float], phase: str = "train") -> None:
+        """The numbers of a step, counted from 1. NaN and infinities are left out."""
+        if self.leads:
+            self.lease.metrics(step, values, phase)
+
+    def check(self) -> None:
+        """Call now and then: raises Cancelled or LeaseLost when this worker should leave."""
+        self.lease.check()
 
     def reporter(self, prefix: str, steps_per_unit: int = 1) -> TrainerCallback:
         """A callback that sends the trainer's numbers to the job table and obeys a cancel request.
@@ -71,21 +98,31 @@ class WorkerJob:
         """
         return _Reporter(self, prefix, steps_per_unit)
 
-    def publish(self, model: Any, tokenizer: PreTrainedTokenizerBase, metrics: dict[str, float]) -> None:
-        """Save the model, register it under its id, and mark the job succeeded."""
-        folder = self.data_dir / "models" / self.id
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        save_model(model, tokenizer, folder)
+    def publish(self, model: Any, tokenizer: PreTrainedTokenizerBase, metrics: dict[str, float], **facts: Any) -> None:
+        """Save the model (an adapter as adapter), register it under its id and end the job, once and for all.
+
+        A kill at any moment leaves either a registered model and a job that succeeded, or neither.
+
+        Args:
+            facts: How it was made, for its record and card: method, device, dtype, steps, …
+        """
+        if not self.leads:
+            return
+        self.check()
         if self.record.kind == "rl":
             variety, parent, dataset = "rl", self.rl.source, None
+            config = self.rl.config.model_dump(mode="json")
         else:
-            config = self.sft.config
-            variety, parent, dataset = config.train_kind, config.base_model, self.sft.training_file_sha256
+            variety, parent = self.sft.config.train_kind, self.sft.config.base_model
+            dataset, config = self.sft.training_file_sha256, self.sft.config.model_dump(mode="json")
         base = self.store.base_of(parent)
-        name = f"{PREFIX[variety]}:{base}:{self.id}"
-        self.store.add_model(
-            Model(
-                id=name,
+        folder = model_folder(self.data_dir, self.id)
+        with whole_folder(folder) as part:
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            settle_base(part, folder)
+            record = Model(
+                id=f"{PREFIX[variety]}:{base}:{self.id}",
                 base_model=base,
                 job_id=self.id,
                 kind=self.record.kind,
@@ -94,9 +131,24 @@ class WorkerJob:
                 dataset_sha256=dataset,
                 created_at=time.time(),
                 metrics=metrics,
+                config=config,
+                tokenizer_sha256=tokenizer_sha256(part),
+                form="adapter" if is_adapter(part) else "full",
+                facts=facts,
             )
-        )
-        self.store.finish(self.id, name)
+            write_card(self.store, record, part)
+        self.lease.succeed(record)
+        self.published = True
+
+
+def tokenizer_sha256(folder: Path) -> str:
+    """Of what makes a saved tokenizer's ids: its model and its chat template, not the words about them."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja")
+    digest = hashlib.sha256()
+    for path in (folder / name for name in names):
+        if path.exists():
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 class _Reporter(TrainerCallback):
@@ -120,54 +172,117 @@ class _Reporter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         step = max(1, state.global_step // self._unit)
-        values = {k: float(v) for k, v in (logs or {}).items() if isinstance(v, int | float) and math.isfinite(v)}
-        self._job.store.add_metrics(
-            self._job.id, step, {self._prefix + name.replace("/", "."): value for name, value in values.items()}
-        )
+        values = numbers_of(logs or {})
+        validated = {k.removeprefix("eval_"): values.pop(k) for k in list(values) if k.startswith("eval_")}
+        self._job.metrics(step, {f"validation.{name}": value for name, value in validated.items()}, "validation")
+        self._job.metrics(step, {self._prefix + name.replace("/", "."): value for name, value in values.items()})
         if "loss" in values:
             text = ", ".join(f"{k} {values[k]:.3g}" for k in ("loss", "reward", "achievements") if k in values)
-            self._job.store.add_event(
-                self._job.id, f"{self._job.record.kind}.progress", f"step {step}: {text}", {"step": step, **values}
-            )
+            data: dict[str, Any] = {"step": step, **values}
+            self._job.event(f"{self._job.record.kind}.progress", f"step {step}: {text}", **data)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._job.store.cancel_requested(self._job.id):
-            raise Cancelled
+        self._job.check()
 
 
 def last_metrics(history: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The last logged value of each number, for the model's record."""
     merged: dict[str, float] = {}
     for entry in history:
-        merged.update({k: float(v) for k, v in entry.items() if isinstance(v, int | float) and math.isfinite(v)})
+        merged.update(numbers_of(entry))
     return merged
 
 
+def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
+    """What a trainer logged, as far as it is a finite number that says something of the training."""
+    return {
+        name: float(value)
+        for name, value in logs.items()
+        if isinstance(value, int | float) and math.isfinite(value) and not name.startswith(BOOKKEEPING)
+    }
+
+
 def main(argv: Sequence[str], kind: str, run: Callable[[WorkerJob], None]) -> int:
-    """Run one job. A PipelineError fails it with that sentence; a bug raises, and the supervisor tries again."""
+    """Run one job. Returns 0, or the exit code of what is wrong.
+
+    A PipelineError fails the job with its sentence, and so do a full disk and too little memory, with the remedy. A
+    bug raises, and the supervisor tries again.
+    """
     parser = argparse.ArgumentParser(prog=f"train_app.workers.{kind}")
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--job", required=True)
+    parser.add_argument("--attempt", type=int, required=True, help="which of the job's workers this is")
     options = parser.parse_args(argv)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if "LOCAL_RANK" in os.environ:  # one of several: the launcher is the parent
+        os.environ[PARENT_VARIABLE] = str(os.getppid())
     exit_with_parent()
-    store = JobStore.in_folder(options.data_dir)
-    job = WorkerJob(store, options.data_dir, options.job)
-    stop = threading.Event()
-    threading.Thread(target=_beat, args=(store, job.id, stop), name="heartbeat", daemon=True).start()
+    job = WorkerJob(JobStore.in_folder(options.data_dir), options.data_dir, options.job, options.attempt)
     try:
-        run(job)
-    except Cancelled:
-        store.set_status(job.id, "cancelled")
+        return _outcome(job, run)
+    except LeaseLost as e:
+        print(f"{e}: this one leaves", file=sys.stderr)
         return 0
+
+
+def _outcome(job: WorkerJob, run: Callable[[WorkerJob], None]) -> int:
+    try:
+        with _heartbeat(job), _alone(job):
+            run(job)
+    except Cancelled:
+        job.lease.cancel()
     except PipelineError as e:
-        store.set_status(job.id, "failed", error=str(e))
+        job.lease.fail(str(e))
         return e.exit_code
-    finally:
-        stop.set()
+    except LeaseLost:
+        raise
+    except Exception as e:
+        cause = known_cause(f"{type(e).__name__}: {e}", job.folder)
+        if not cause:
+            raise
+        if job.leads:
+            remove_half_written(checkpoints_folder(job.folder))  # on a full disk the table needs the room
+        job.lease.fail(f"{cause} ({type(e).__name__}: {e})")
+        return PipelineError.exit_code
     return 0
 
 
-def _beat(store: JobStore, job_id: str, stop: threading.Event) -> None:
-    while not stop.wait(HEARTBEAT_SECONDS):
-        store.heartbeat(job_id)
+@contextmanager
+def _heartbeat(job: WorkerJob) -> Iterator[None]:
+    """Tell the supervisor that the process lives, whatever its other threads do; end it when it was replaced."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT_SECONDS):
+            try:
+                job.lease.heartbeat()
+            except LeaseLost:
+                if not job.published:  # else it is closing what it has open
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+            except Exception as e:  # a full disk, a locked table: the next beat may get through
+                print(f"heartbeat: {e!r}", file=sys.stderr)
+
+    threading.Thread(target=beat, name="heartbeat", daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+@contextmanager
+def _alone(job: WorkerJob) -> Iterator[None]:
+    """Write into the job's folder alone: the system lets go of the lock when a process dies, and not before."""
+    if not job.leads:
+        yield
+        return
+    with (job.folder / ".lock").open("w") as lock:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise PipelineError(f"Another process writes into {job.folder}: end it, then retry.") from None
+                time.sleep(0.2)
+        yield

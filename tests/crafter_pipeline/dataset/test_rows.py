@@ -391,6 +391,18 @@ def test_a_label_is_a_column_of_the_same_form():
     assert not any(problems(row) or "label" in row for row in (chat, completion, whole))
 
 
+@pytest.mark.parametrize("thinking", ["keep", "separate"])
+def test_a_state_whose_own_answer_is_empty_is_taught_by_its_label_all_the_same(thinking):
+    empty = make_selected(reply=Reply("", thinking="lost"))
+    export = {"labels": [LABEL], "label": "crafter-expert", "thinking": thinking}
+    chat, whole = (row_of(form, empty, target="label", **export) for form in ("chat", "conversation"))
+    assert chat["messages"][-1]["content"].endswith("noop") and chat["answer"]["content"] == ""
+    assert set(chat["answer"]) == set(chat["messages"][-1]), "columns are alike"
+    assert whole["answer"] == [chat["answer"]] and not problems(chat) and not problems(whole)
+    with pytest.raises(DataError, match="the answer is empty"):
+        row_of("chat", empty, **export)
+
+
 def test_a_conversation_of_labels_answers_the_calls_of_the_labels():
     labels = [Reply("", tool_calls=(call(id_=f"label_{i}"),)) for i in range(2)]
     turns = [make_selected(i, tools=[TOOL], reply=Reply("", tool_calls=(call(id_=f"own_{i}"),))) for i in range(2)]

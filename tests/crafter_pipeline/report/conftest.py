@@ -90,11 +90,14 @@ def full_report(make_evaluation, make_manifest):
         ],
         training={
             "sft": {
-                "train/loss": [(s, 3.2 * math.exp(-s / 90) + 0.4 + 0.08 * rng.normal()) for s in range(0, 600, 5)],
-                "train/learning_rate": [(s, 3e-3 * (1 - s / 600)) for s in range(0, 600, 5)],
+                "train.loss": [(s, 3.2 * math.exp(-s / 90) + 0.4 + 0.08 * rng.normal()) for s in range(0, 600, 5)],
+                "validation.loss": [(s, 3.2 * math.exp(-s / 90) + 0.45) for s in range(100, 600, 100)],
+                "train.learning_rate": [(s, 3e-3 * (1 - s / 600)) for s in range(0, 600, 5)],
             },
             "rl": {
-                "mean_achievements": [(i, 5.2 + 0.17 * i + 0.25 * rng.normal()) for i in range(15)],
+                "rl.share.rollout": [(i, 0.6) for i in range(15)],
+                "rl.share.update": [(i, 0.3) for i in range(15)],
+                "rl.achievements": [(i, 5.2 + 0.17 * i + 0.25 * rng.normal()) for i in range(15)],
                 "kl": [(i, float("nan") if i == 3 else 0.01 * i) for i in range(15)],
             },
         },

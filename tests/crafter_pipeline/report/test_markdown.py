@@ -54,7 +54,7 @@ def test_a_comparison_marks_what_is_shown(make_evaluation):
 def test_a_run_in_one_artifact(full_report):
     markdown = run_markdown(full_report)
     assert "It learned" in markdown and "3 of 960 rollouts" in markdown
-    assert len(images(markdown)) == 2
+    assert len(images(markdown)) == 4
     assert "Nothing was evaluated" in run_markdown(RunReport("r", "smoke", "failed", 0.0))
 
 
@@ -72,7 +72,7 @@ def test_summary_rows_are_text_in_the_pipelines_order(full_report):
 
 
 def test_a_curve_with_gaps_is_drawn_and_a_dollar_is_a_dollar():
-    svg = plots.curve("cost $x$ <b>", [(0, 1.0), (1, None), (2, float("nan")), (3, 0.5)])
+    svg = plots.curves("cost $x$ <b>", {"cost": [(0, 1.0), (1, None), (2, float("nan")), (3, 0.5)]})
     words = "".join(ElementTree.fromstring(svg).itertext())
     assert "cost $x$ <b>" in words
 

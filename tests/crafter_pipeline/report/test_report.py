@@ -110,7 +110,7 @@ def test_the_page_fetches_nothing_and_is_well_formed(full_report, read_page):
     assert not re.search(r"url\((?!#)|@import|<script|<link|<iframe", html)
     assert len(page.ids) == len(set(page.ids))
     assert {t[1:] for t in page.targets} <= set(page.ids)
-    assert page.tags.count("svg") == 10  # scores, differences, two curves and two more metrics, four of the dataset
+    assert page.tags.count("svg") == 11  # scores, differences, two plots of sft and three of rl, four of the dataset
 
 
 def test_what_models_say_cannot_become_markup(full_report, make_manifest, read_page):

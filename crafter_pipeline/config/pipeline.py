@@ -1,0 +1,70 @@
+"""The whole loop in one file."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from crafter_pipeline.config.base import Config, refuse_held_out
+from crafter_pipeline.config.data import FilterConfig
+from crafter_pipeline.config.play import CollectConfig, EvaluateConfig
+from crafter_pipeline.config.services import BackendConfig, TaskAppConfig
+from crafter_pipeline.config.training import DaggerConfig, RlConfig, SftConfig
+
+
+class PipelineConfig(Config):
+    """The whole loop."""
+
+    name: str = Field(default="pipeline", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """Label of the run."""
+    environment: str = "crafter"
+    """Name in the task app's registry; collect, evaluate and RL use it."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment; collect, evaluate and RL use them."""
+    task_app: TaskAppConfig = TaskAppConfig()
+    """Where the environment is served."""
+    backend: BackendConfig = BackendConfig()
+    """Where models are trained and served."""
+    collect: CollectConfig = CollectConfig()
+    """Which episodes the teacher plays."""
+    filter: FilterConfig = FilterConfig()
+    """Which of them become training examples."""
+    sft: SftConfig = SftConfig()
+    """The fine-tuning job."""
+    dagger: DaggerConfig = DaggerConfig()
+    """Rounds of DAgger on the fine-tuned model."""
+    rl: RlConfig = RlConfig()
+    """The reinforcement-learning job, from the model before it."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """How models are judged."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _environment_everywhere(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        everyone = ("collect", "evaluate", "dagger", "rl")
+        for key, sections in (("environment", ("collect", "evaluate")), ("env_config", everyone)):
+            for section in sections if key in data else ():
+                part = data.get(section, {})
+                if isinstance(part, dict):
+                    data[section] = {key: data[key], **part}
+        return data
+
+    @model_validator(mode="after")
+    def _one_validation_set(self) -> Self:
+        if self.filter.export.validation_share:
+            for name, sft in (("sft", self.sft), ("dagger.sft", self.dagger.sft)):
+                if sft.validation_share:
+                    raise ValueError(f"{name}.validation_share: filter.export.validation_share holds rows back already")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_stays_held_out(self) -> Self:
+        refuse_held_out("collect.seeds", self.collect.seeds.seeds)
+        if self.dagger.rounds:
+            refuse_held_out("dagger.seeds", self.dagger.round_seeds(self.dagger.rounds - 1).seeds)
+        refuse_held_out("rl: its largest seed", (self.rl.last_seed,))
+        return self

@@ -1,0 +1,110 @@
+"""Who plays which episodes, and how a chat model is asked."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from crafter_pipeline.config.base import HELD_OUT_SEEDS_START, Config, SeedRange
+
+Observation = Literal["plain", "sparse", "compact", "rich", "synth", "image", "image-only"]
+HistoryForm = Literal["line", "turns"]
+StopOn = Literal["damage", "unlock"]
+ToolChoice = Literal["auto", "required", "none"]
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "default"]
+ThinkingMode = Literal["think", "no_think"]
+
+
+class PolicyConfig(Config):
+    """How a chat model plays: what it is shown, how it answers, how it is sampled."""
+
+    observation: Observation = "sparse"
+    """What the model is shown: text in one of four styles, `image` (compact text and a picture), or `image-only`."""
+    image_pixels: int = Field(default=64, ge=32, le=512)
+    """Width and height of a picture."""
+    event_line: bool = False
+    """Whether a line `did: …` tells what each action of the last turn did."""
+    history: int = Field(default=3, ge=0, le=20)
+    """How many earlier turns the model is reminded of."""
+    history_form: HistoryForm = "line"
+    """line: (thought, actions) pairs in one line of the user message; turns: the earlier messages themselves."""
+    keep_thoughts: bool = True
+    """Whether earlier turns are told with their thoughts; in the form line, thoughts of one word."""
+    max_actions_per_turn: int = Field(default=1, ge=1, le=8)
+    """Actions executed of one answer; further ones are recorded and dropped."""
+    stop_on: tuple[StopOn, ...] = ()
+    """What ends a turn's actions early: damage, unlock."""
+    parse_failure_penalty: float = Field(default=0.0, ge=0)
+    """Taken off a turn's reward when its answer cannot be read."""
+    use_tools: bool = False
+    """True: the model answers by the environment's tool; False: in text."""
+    tool_choice: ToolChoice | None = None
+    """For use_tools; unset: exactly the environment's tool."""
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """Sampling temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling; RL needs 1.0."""
+    max_tokens: int = Field(default=16, ge=1, le=32_768)
+    """Sampled tokens per turn, thinking included."""
+    reasoning_effort: ReasoningEffort | None = None
+    """For models that know it; unset: not sent."""
+    thinking_mode: ThinkingMode | None = None
+    """Switches the thinking of models that can do both; unset: as they come."""
+    thinking_budget: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Thinking tokens, for chat templates that know the word; unset: not sent."""
+
+
+class CollectConfig(Config):
+    """Which episodes the teacher plays."""
+
+    environment: str = "crafter"
+    """Name in the task app's registry."""
+    model: str = "crafter-expert"
+    """Teacher's model name."""
+    inference_url: str | None = None
+    """Teacher's OpenAI-compatible base URL; unset: the training backend's /v1."""
+    seeds: SeedRange = SeedRange(start=0, count=8)
+    """Worlds to play."""
+    max_env_steps: int = Field(default=100, ge=1, le=10_000)
+    """Game actions per episode."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
+    max_turns: int | None = Field(default=None, ge=1)
+    """Model calls per episode; unset: max_env_steps."""
+    concurrency: int = Field(default=16, ge=1, le=512)
+    """Rollouts in flight."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    policy: PolicyConfig = PolicyConfig()
+    """How the teacher is asked."""
+
+
+class EvaluateConfig(Config):
+    """How a model is judged."""
+
+    environment: str = "crafter"
+    """Name in the task app's registry."""
+    seeds: SeedRange = SeedRange(start=HELD_OUT_SEEDS_START, count=8)
+    """Worlds for trained models; held-out by default."""
+    baseline_seeds: SeedRange | None = None
+    """Worlds for random and teacher; unset: seeds. Must lie within seeds, so that pairs exist."""
+    max_env_steps: int = Field(default=100, ge=1, le=10_000)
+    """Game actions per episode."""
+    env_config: dict[str, Any] = {}
+    """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
+    concurrency: int = Field(default=32, ge=1, le=512)
+    """Rollouts in flight."""
+    shard_size: int | None = Field(default=None, ge=1)
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    policy: PolicyConfig = PolicyConfig()
+    """How the model is asked."""
+    bootstrap: int = Field(default=10_000, ge=100)
+    """Resamples behind each interval."""
+
+    @model_validator(mode="after")
+    def _baseline_within_seeds(self) -> Self:
+        b, s = self.baseline_seeds, self.seeds
+        if b is not None and not (s.start <= b.start and b.start + b.count <= s.start + s.count):
+            raise ValueError("baseline_seeds must lie within seeds: the comparison pairs equal seeds")
+        return self

@@ -1,0 +1,1 @@
+"""Sampling and serving: `python -m train_app.workers.inference`."""

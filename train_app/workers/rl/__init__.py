@@ -1,0 +1,1 @@
+"""Reinforcement learning: `python -m train_app.workers.rl`."""

@@ -1,0 +1,1 @@
+"""What RL and dev evaluation play: task apps, the gateway, judges."""

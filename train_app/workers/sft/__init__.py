@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: `python -m train_app.workers.sft`."""
