@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
 PUBLISHED := $(CURDIR)/.venv-published
 
-.PHONY: setup run smoke test test-slow interop bench check format clean
+.PHONY: setup run smoke test test-slow interop bench gpu-check check format clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ $(PUBLISHED)/.installed:
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+gpu-check: setup
+	$(BIN)/python -m benchmarks.gpu_check
 
 check: setup
 	$(BIN)/ruff format --check .
