@@ -21,9 +21,12 @@ SHOWN_METRICS = {
     "train.tokens_per_second": "tokens/s",
     "rl.reward": "reward",
     "rl.achievements": "achievements",
-    "rl.reverse_kl": "KL to the teacher",
     "rl.rows": "rows",
     "rl.tokens_per_second": "tokens/s",
+    "distillation.reverse_kl": "KL to the teacher",
+    "distillation.reward": "reward",
+    "distillation.achievements": "achievements",
+    "distillation.tokens_per_second": "tokens/s",
     "dev.reward": "reward on dev seeds",
     "dev.achievements": "achievements on dev seeds",
 }

@@ -69,8 +69,14 @@ def training_plots(job: str, curves: Mapping[str, Points] | None) -> list[Plot]:
         job: sft, dagger-1, rl.
         curves: Metric -> points.
     """
-    drawn = {k: v for k, v in (curves or {}).items() if any(y is not None and math.isfinite(y) for _, y in v)}
+    told = {_of_panels(name): points for name, points in (curves or {}).items()}
+    drawn = {k: v for k, v in told.items() if any(y is not None and math.isfinite(y) for _, y in v)}
     return [_plot(job, panel, drawn) for panel in list(_panels(drawn))[:MOST]]
+
+
+def _of_panels(metric: str) -> str:
+    """On-policy distillation tells RL's metrics under a name of its own, and a job is one or the other."""
+    return metric.replace("distillation.", "rl.", 1) if metric.startswith("distillation.") else metric
 
 
 def _panels(drawn: Mapping[str, Points]) -> Iterator[Panel]:

@@ -253,7 +253,7 @@ def test_a_job_that_cannot_be_trained_is_refused_with_its_key(make_service, uplo
 
 
 def test_hardware_that_is_not_here_is_recorded_not_refused(make_service, upload, monkeypatch):
-    monkeypatch.setattr("train_app.specs.has_gpu", lambda: False)
+    monkeypatch.setattr("train_app.specs.base.has_gpu", lambda: False)
     payload = {"model": "crafter-tiny", "metadata": {"effective_config": {"compute": {"gpu_type": "H100"}}}}
     with make_service() as client:
         job = client.post("/api/learning/jobs", json={**payload, "training_file_id": upload(client)}).json()

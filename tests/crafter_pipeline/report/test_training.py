@@ -34,6 +34,13 @@ def test_what_belongs_together_is_one_plot_and_the_most_important_comes_first():
     assert shown[0].alt == "sft: loss per token: training, 2 points, last 1; validation, 2 points, last 1.5"
 
 
+def test_a_distilling_job_has_the_panels_of_rl():
+    curves = {"distillation.reward": steps(1.0, 2.0), "distillation.reverse_kl": steps(0.8, 0.4)}
+    shown = training_plots("rl", curves)
+    assert [p.title for p in shown] == ["reward per episode", "KL divergence per token"]
+    assert "from the teacher" in shown[1].alt
+
+
 def test_shares_of_time_are_stacked():
     curves = {"rl.share.rollout": steps(0.6, 0.5), "rl.share.update": steps(0.3, 0.4), "rl.share.idle": steps(0.1, 0.1)}
     (plot,) = training_plots("rl", curves)

@@ -28,10 +28,12 @@ from typing import Any
 
 import aiohttp
 import orjson
+import torch
 from safetensors.torch import save_file
 
 from crafter_pipeline.errors import ModelError
 from crafter_pipeline.processes import Service, free_port
+from crafter_pipeline.tokens import TINY
 from train_app.workers.inference.sampling import Alternatives, Busy, Sample, Sampling, Token, Watch, Weights
 
 COMMAND_VARIABLE = "VLLM_COMMAND"
@@ -55,6 +57,11 @@ def vllm_command() -> list[str] | None:
     if found is not None:
         return [found]
     return [sys.executable, "-m", "vllm.entrypoints.cli.main"] if importlib.util.find_spec("vllm") else None
+
+
+def vllm_serves(source: str, device: torch.device) -> bool:
+    """Whether vLLM is to sample from weights at `source`: it is installed, on CUDA, and reads them."""
+    return device.type == "cuda" and vllm_command() is not None and source != TINY and not source.endswith(".gguf")
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,6 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from crafter_pipeline.errors import PipelineError, ServiceError
 from crafter_pipeline.processes import exit_with_parent
-from crafter_pipeline.tokens import TINY
 from train_app.adapters import base_of, is_adapter
 from train_app.workers.capture import choices_view
 from train_app.workers.devices import Hardware, free_memory, probe, threads_for, use_cpu_threads
@@ -39,7 +38,7 @@ from train_app.workers.inference.engine import Engine
 from train_app.workers.inference.pool import Loaded, ModelPool
 from train_app.workers.inference.sampling import Sample
 from train_app.workers.inference.serving import answer, error_response, json_response
-from train_app.workers.inference.vllm import VllmEngine, VllmOptions, VllmServer, vllm_command
+from train_app.workers.inference.vllm import VllmEngine, VllmOptions, VllmServer, vllm_serves
 from train_app.workers.students import load_student, parameters_of
 
 MEMORY_SHARE = 0.5
@@ -59,7 +58,7 @@ def load_chat_model(path: str, folder: Path) -> Loaded:
         ServiceError: vLLM did not start.
     """
     hardware = probe(parameters=parameters_of(path))
-    if hardware.device.type == "cuda" and vllm_command() is not None and path != TINY and not path.endswith(".gguf"):
+    if vllm_serves(path, hardware.device):
         return _served_by_vllm(path, hardware, folder)
     model, tokenizer = load_student(path, hardware=hardware)
     size = sum(p.numel() * p.element_size() for p in model.parameters())

@@ -14,13 +14,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoConfig
 
 from crafter_pipeline.config import RlConfig
-from crafter_pipeline.tokens import TINY
 from train_app.adapters import base_of, is_adapter
 from train_app.workers.devices import Hardware
 from train_app.workers.inference.chat import ChatModel
 from train_app.workers.inference.engine import Engine
 from train_app.workers.inference.sampling import Sampler
-from train_app.workers.inference.vllm import VllmEngine, VllmOptions, VllmServer, vllm_command
+from train_app.workers.inference.vllm import VllmEngine, VllmOptions, VllmServer, vllm_serves
 from train_app.workers.inference.worker import context_of, end_ids
 from train_app.workers.students import Trainable, load_student
 from train_app.workers.weights import dense_weights
@@ -68,7 +67,7 @@ def policy_of(
     Raises:
         ServiceError: vLLM did not start.
     """
-    if hardware.device.type == "cuda" and vllm_command() is not None and source != TINY:
+    if vllm_serves(source, hardware.device):
         return _by_vllm(source, trainable, config, hardware, folder, gpus)
     served, _ = load_student(source, config.seed, hardware)
     tokenizer = trainable.tokenizer
