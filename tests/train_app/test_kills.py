@@ -33,9 +33,9 @@ from train_app.supervisor import RESTARTS  # noqa: E402
 KILLS = 20
 SEED = 20
 WAIT_SECONDS = 240.0
-SFT = SftConfig(max_steps=500, save_steps=10, batch_size=8, learning_rate=1e-3, device="cpu", dtype="fp32", seed=1)
+SFT = SftConfig(max_steps=1500, save_steps=10, batch_size=8, learning_rate=1e-3, device="cpu", dtype="fp32", seed=1)
 RL = RlConfig(
-    iterations=48,
+    iterations=120,
     groups_per_iteration=2,
     group_size=2,
     max_env_steps=6,
@@ -133,10 +133,12 @@ class Killer:
 
     def strike(self) -> str:
         """One kill; what was killed."""
-        who = self._random.choice(("sft", "sft", "rl", "rl", "api", "both"))
-        watched = who if who in self._jobs else self._random.choice(list(self._jobs))
+        alive = [name for name, job_id in self._jobs.items() if not self._store.get(job_id).final]
+        assert alive, "every job ended before it could be killed often enough"
+        who = self._random.choice((*alive, *alive, "api", "both"))
+        watched = who if who in alive else self._random.choice(alive)
         job_id, before = self._jobs[watched], self._attempts[watched]
-        wait_until(lambda: self._store.get(job_id).attempts > before and self._store.get(job_id).pid is not None)
+        wait_until(lambda: self._started_after(job_id, before) or self._store.get(job_id).final)
         step = self._step(job_id)
         early = self._random.random() < 0.4 and self._fruitless[watched] < RESTARTS
         if early:  # while it loads, or while it takes up the checkpoint
@@ -144,7 +146,6 @@ class Killer:
         else:
             wait_until(lambda: self._step(job_id) > step or self._store.get(job_id).final)
             time.sleep(self._random.uniform(0.0, 1.0))
-        assert not self._store.get(job_id).final, f"{watched} ended before it could be killed often enough"
         self._fruitless[watched] = 0 if self._step(job_id) > step else self._fruitless[watched] + 1
         pids = {name: self._store.get(i).pid for name, i in self._jobs.items()}
         if who in ("api", "both"):
@@ -161,6 +162,10 @@ class Killer:
         else:
             self._attempts[watched] = self._store.get(job_id).attempts
         return who
+
+    def _started_after(self, job_id: str, attempt: int) -> bool:
+        job = self._store.get(job_id)
+        return job.attempts > attempt and job.pid is not None
 
     def _step(self, job_id: str) -> int:
         found = whole_checkpoints(checkpoints_folder(job_folder(self._backend.data, job_id)))

@@ -218,7 +218,7 @@ def test_a_worker_that_was_killed_ends_in_the_same_weights(make_job, kind):
 PROCESSES = """
 import json, os, sys
 sys.path.insert(0, {here!r})
-from test_sft import make_rows
+from test_trainer import make_rows
 from crafter_pipeline.config import SftConfig
 from train_app.workers.sft.trainer import sft_trainer
 from train_app.workers.students import make_tiny
