@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
 PUBLISHED := $(CURDIR)/.venv-published
+VLLM := $(CURDIR)/.venv-vllm
 
-.PHONY: setup run smoke test test-slow interop bench gpu-check check format clean
+.PHONY: setup run smoke test test-slow interop vllm bench gpu-check check format clean
 
 setup: $(STAMP)
 
@@ -38,6 +39,15 @@ $(PUBLISHED)/.installed:
 	$(PUBLISHED)/bin/python -m pip install --quiet synth-ai==0.2.17
 	touch $@
 
+# vLLM in a virtual environment of its own: it wants an older fastapi than Prefect does. For machines with CUDA.
+vllm: $(VLLM)/.installed
+	@echo "export VLLM_COMMAND=$(VLLM)/bin/vllm"
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet vllm==0.30.0
+	touch $@
+
 bench: setup
 	$(BIN)/python -m benchmarks
 
@@ -56,4 +66,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PUBLISHED) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PUBLISHED) $(VLLM) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -83,6 +83,7 @@ class Settings(BaseSettings):
     )
     crafter_pipeline_runs: Path = Field(default=Path("runs"), description="Folder of run folders")
     crafter_pipeline_data: Path = Field(default=Path("train_data"), description="Folder of the training backend")
+    vllm_command: str | None = Field(default=None, description="How vLLM is called on CUDA; unset: vllm, where it is")
 
     _file_variables: Mapping[str, str | None] = PrivateAttr(default_factory=dict)
     """Of the `.env` file, for the names in `inference_api_keys`."""

@@ -63,10 +63,12 @@ def serve(options: argparse.Namespace) -> None:
     sock = socket.socket(fileno=options.fd) if options.fd is not None else None
     api_key = checked_key(settings, sock.getsockname()[0] if sock is not None else options.host)
     exit_with_parent()
-    # workers are told keys by the environment, and only there
+    # workers are told by the environment, keys only there
     task_app_key = reveal(settings.environment_api_key)
     if task_app_key is not None:
         os.environ.setdefault("ENVIRONMENT_API_KEY", task_app_key)
+    if settings.vllm_command:
+        os.environ.setdefault("VLLM_COMMAND", settings.vllm_command)
     with sock or listen(options.host, options.port) as sock, owned(data_dir):
         app = make_app(
             data_dir,

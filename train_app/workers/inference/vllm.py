@@ -1,7 +1,7 @@
 """vLLM on CUDA: `vllm serve` as a child of ours, and an engine that samples from it over loopback.
 
-vLLM is no dependency: it pins torch, so it may live in an environment of its own. `VLLM_COMMAND` says how it is called
-(`/opt/vllm/bin/vllm`); unset, the `vllm` on the path or of this environment is taken.
+vLLM is no dependency: it wants an older fastapi than Prefect does, so it lives in an environment of its own (`make
+vllm`). `VLLM_COMMAND` says how it is called; unset, the `vllm` on the path or of this environment is taken.
 
 Weights reach it in two ways. An adapter is loaded beside the base under a name of its own, `policy-v7`, while answers
 of `policy-v6` go on. Whole weights are written to a folder and the server is started anew with them: right, and slow.
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import secrets
 import shlex
 import shutil
@@ -33,10 +32,10 @@ from safetensors.torch import save_file
 
 from crafter_pipeline.errors import ModelError
 from crafter_pipeline.processes import Service, free_port
+from crafter_pipeline.settings import load_settings
 from crafter_pipeline.tokens import TINY
 from train_app.workers.inference.sampling import Alternatives, Busy, Sample, Sampling, Token, Watch, Weights
 
-COMMAND_VARIABLE = "VLLM_COMMAND"
 START_SECONDS = 900.0
 ANSWER_SECONDS = 1800.0
 BASE = "base"
@@ -50,7 +49,7 @@ COPIED = ("*.json", "*.jinja", "*.txt", "*.model", "tokenizer*")
 
 def vllm_command() -> list[str] | None:
     """How vLLM is called; None: it is not installed."""
-    told = os.environ.get(COMMAND_VARIABLE)
+    told = load_settings().vllm_command
     if told:
         return shlex.split(told)
     found = shutil.which("vllm")
