@@ -38,9 +38,14 @@ def newest_complete(folder: Path) -> str | None:
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write weights and tokenizer as `folder`: nobody ever sees half a model."""
     with whole_folder(folder) as part:
-        model.save_pretrained(part)
-        settle_base(part, folder)
-        tokenizer.save_pretrained(part)
+        write_model(model, tokenizer, part, folder)
+
+
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Path, folder: Path) -> None:
+    """Weights and tokenizer into `part`, which becomes `folder`."""
+    model.save_pretrained(part)
+    tokenizer.save_pretrained(part)
+    settle_base(part, folder)
 
 
 @contextmanager

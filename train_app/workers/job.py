@@ -29,8 +29,7 @@ from train_app.endings import known_cause
 from train_app.jobs import JobStore, Model, job_folder, model_folder
 from train_app.leases import Cancelled, Lease, LeaseLost
 from train_app.specs import RlSpec, SftSpec
-from train_app.workers.adapters import settle_base
-from train_app.workers.checkpoints import whole_folder
+from train_app.workers.checkpoints import whole_folder, write_model
 
 HEARTBEAT_SECONDS = 5.0
 LOCK_SECONDS = 30.0
@@ -118,9 +117,7 @@ class WorkerJob:
         base = self.store.base_of(parent)
         folder = model_folder(self.data_dir, self.id)
         with whole_folder(folder) as part:
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            settle_base(part, folder)
+            write_model(model, tokenizer, part, folder)
             record = Model(
                 id=f"{PREFIX[variety]}:{base}:{self.id}",
                 base_model=base,

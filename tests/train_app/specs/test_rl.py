@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from crafter_pipeline.clients.backend import rl_payload
+from crafter_pipeline.clients.payloads import rl_payload
 from crafter_pipeline.config import (
     CurriculumConfig,
     DevSeeds,

@@ -2,7 +2,7 @@
 
 Rollouts through task apps, an update of the policy, its weights to the sampler, and again: reinforcement learning, and
 on-policy distillation, which takes its credit from a teacher. This module puts the parts together; the loop is
-`rl_trainer`'s. A killed job goes on from its newest complete checkpoint.
+`trainer.py`'s. A killed job goes on from its newest complete checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from crafter_pipeline.config import RlConfig
+from train_app.checkpoints import checkpoints_folder
 from train_app.curriculum import TaskSource, make_tasks
 from train_app.samples import SampleWriter
 from train_app.workers import job as worker_job
@@ -68,7 +69,7 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
         trainer = rl_trainer(
             trainable,
             config,
-            job.folder / "checkpoints",
+            checkpoints_folder(job.folder),
             world,
             hardware,
             [job.reporter(PREFIXES[config.advantage == "distillation"], config.minibatches)],
