@@ -6,8 +6,9 @@ STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
 PUBLISHED := $(CURDIR)/.venv-published
 VLLM := $(CURDIR)/.venv-vllm
+NEXT := $(CURDIR)/.venv-prefect-next
 
-.PHONY: setup run smoke test test-slow interop vllm bench gpu-check check format clean
+.PHONY: setup run smoke test test-slow next-prefect interop vllm bench gpu-check check format clean
 
 setup: $(STAMP)
 
@@ -27,8 +28,18 @@ smoke: setup
 test: setup
 	$(BIN)/python -m pytest -q
 
-test-slow: setup
+test-slow: setup next-prefect
 	$(BIN)/python -m pytest -q -m slow
+
+# The newest Prefect that we know, beside the pinned one. It asks for a certifi that may not be published yet, hence
+# without its dependencies; `whenever` is the one that the pinned Prefect does not bring.
+next-prefect: $(NEXT)/.installed
+
+$(NEXT)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(NEXT)
+	$(NEXT)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(NEXT)/bin/python -m pip install --quiet --no-deps prefect==3.9.1 'whenever>=0.10.5'
+	touch $@
 
 # The published client in a virtual environment of its own: its dependencies are not ours.
 interop: setup $(PUBLISHED)/.installed
@@ -66,4 +77,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PUBLISHED) $(VLLM) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PUBLISHED) $(VLLM) $(NEXT) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -32,7 +32,16 @@ from crafter_pipeline.settings import Settings, load_settings
 IMAGE = f"crafter-pipeline-task-app:{__version__}"
 INSIDE_PORT = 8001
 TRACES = "/traces"
-OF_THIS_MACHINE = frozenset({"task_app_url", "crafter_pipeline_runs", "crafter_pipeline_data"})
+OF_THIS_MACHINE = frozenset(
+    {
+        "crafter_pipeline_data",
+        "crafter_pipeline_keys",
+        "crafter_pipeline_runs",
+        "crafter_pipeline_runs_url",
+        "crafter_pipeline_state",
+        "task_app_url",
+    }
+)
 """Settings that mean nothing inside."""
 
 

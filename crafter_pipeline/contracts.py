@@ -12,6 +12,7 @@ Three kinds of things:
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -236,15 +237,15 @@ class EpisodeResult:
     @classmethod
     def of(cls, seed: int, answer: RolloutResponse) -> EpisodeResult:
         """Read the answer's metrics. Servers that are not ours may leave `details` empty."""
-        details = answer.metrics.details
+        details = answer.metrics.details  # its words are kept once, however many episodes say them
         return cls(
             run_id=answer.run_id,
             seed=seed,
-            achievements=tuple(details.get("achievements") or ()),
+            achievements=tuple(sys.intern(str(name)) for name in details.get("achievements") or ()),
             total_reward=answer.metrics.mean_return,
             turns=answer.metrics.num_steps,
             env_steps=int(details.get("env_steps") or answer.metrics.num_steps),
-            stop_reason=str(details.get("stop_reason") or "unknown"),
+            stop_reason=sys.intern(str(details.get("stop_reason") or "unknown")),
             parse_failures=int(details.get("parse_failures") or 0),
         )
 

@@ -18,8 +18,18 @@ from crafter_pipeline.settings import LOOPBACK_HOSTS
 
 
 def is_local(url: str) -> bool:
-    """Whether an address is of this machine's loopback."""
-    return (urlsplit(url).hostname or "") in {host.strip("[]") for host in LOOPBACK_HOSTS}
+    """Whether an address is of this machine's loopback; of a comma list: each one."""
+    ours = {host.strip("[]") for host in LOOPBACK_HOSTS}
+    return all((urlsplit(one.strip()).hostname or "") in ours for one in url.split(","))
+
+
+def replica_name(name: str, number: int) -> str:
+    """What one of several is called: task app, task app 2, …
+
+    Args:
+        number: From 0 on.
+    """
+    return name if number == 0 else f"{name} {number + 1}"
 
 
 def task_app_arguments(environment: str, trace_dir: Path) -> list[str]:

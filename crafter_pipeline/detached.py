@@ -1,6 +1,7 @@
 """Processes that outlive the command that started them, and how to stop the right ones later.
 
-Each has a state file `.crafter/<name>.json` with pid and start time: a pid alone may belong to another process by now.
+Each has a file `<name>.json` in the state folder, with pid and start time: a pid alone may belong to another process by
+now.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from crafter_pipeline.connections import project_root
 from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import Service
+from crafter_pipeline.settings import load_settings
 
 
 @dataclass(frozen=True, slots=True)
 class Detached:
-    """A process we started and left alone."""
+    """A process we started and left alone, or one that said it is there."""
 
     name: str
     pid: int
@@ -29,6 +32,7 @@ class Detached:
     """As the system tells a process's start; opaque."""
     url: str
     log: str
+    """Empty: it writes to the terminal where it was started."""
 
     @property
     def alive(self) -> bool:
@@ -36,8 +40,9 @@ class Detached:
 
 
 def state_dir() -> Path:
-    """`.crafter` in the checkout."""
-    return project_root() / ".crafter"
+    """CRAFTER_PIPELINE_STATE, else `.crafter` in the checkout."""
+    settings = load_settings(project_root() / ".env")
+    return project_root() / (settings.crafter_pipeline_state or ".crafter")
 
 
 def start_detached(
@@ -75,6 +80,17 @@ def start_detached(
     return made
 
 
+@contextmanager
+def registered(name: str) -> Iterator[None]:
+    """This process among what runs until the block ends, so that others find it, and can stop it."""
+    made = Detached(name, os.getpid(), start_of(os.getpid()) or "", "", "")
+    write_whole(state_dir() / f"{name}.json", json.dumps(asdict(made)))
+    try:
+        yield
+    finally:
+        (state_dir() / f"{name}.json").unlink(missing_ok=True)
+
+
 def detached() -> list[Detached]:
     """Everything that was started and not stopped, alive or not."""
     found = []
@@ -87,13 +103,14 @@ def detached() -> list[Detached]:
 
 
 def stop_detached(process: Detached, grace_s: float = 15.0) -> bool:
-    """SIGTERM to its group, SIGKILL after `grace_s`; its state file goes. True if it was alive."""
+    """SIGTERM to it and to the group that it leads, SIGKILL after `grace_s`; its state file goes. True if it was
+    alive."""
     was_alive = process.alive
     for sig, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 5.0)):
         if not process.alive:
             break
         try:
-            os.killpg(process.pid, sig)
+            (os.killpg if os.getpgid(process.pid) == process.pid else os.kill)(process.pid, sig)
         except (ProcessLookupError, PermissionError):
             break
         deadline = time.monotonic() + wait_s

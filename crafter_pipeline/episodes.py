@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from crafter_pipeline import connections
 from crafter_pipeline.clients.task_app import TaskAppClient
-from crafter_pipeline.config import CollectConfig, EvaluateConfig, PolicyConfig, digest_of
-from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest
+from crafter_pipeline.config import SPREAD, CollectConfig, EvaluateConfig, PolicyConfig, digest_of
+from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest, RolloutResponse
 from crafter_pipeline.deployment import is_local
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ServiceError
 from crafter_pipeline.progress import progress
-from crafter_pipeline.services import ServiceGone, needing
+from crafter_pipeline.replicas import ask
+from crafter_pipeline.services import ServiceGone
 from crafter_pipeline.traces.imports import import_answer, importing
 from crafter_pipeline.traces.store import TraceStore
 
@@ -30,7 +33,8 @@ class EpisodeSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    task_app_url: str
+    task_app_urls: tuple[str, ...]
+    """Who plays; several share the seeds."""
     inference_url: str
     environment: str
     model: str
@@ -44,17 +48,19 @@ class EpisodeSpec(BaseModel):
     every start of a service, the episode does not."""
     purpose: str
     """collect or evaluate; kept in the trace."""
+    traced: bool = False
+    """Whether answers bring their traces, because the task app does not write where we read."""
     imports: Path | None = None
-    """Folder for traces that come with the answers; None: the task app writes where we read."""
+    """Folder where those are stored; None: nowhere."""
 
     @classmethod
     def to_collect(
         cls, config: CollectConfig, task_app_url: str, inference_url: str, imports: Path | None = None
     ) -> EpisodeSpec:
         """Episodes of the teacher."""
-        decides = config.model_dump(mode="json", exclude={"seeds", "concurrency", "shard_size"})
+        decides = config.model_dump(mode="json", exclude={"seeds", *SPREAD})
         return cls(
-            task_app_url=task_app_url,
+            task_app_urls=connections.task_app_addresses(task_app_url),
             inference_url=config.inference_url or inference_url,
             environment=config.environment,
             model=config.model,
@@ -64,6 +70,7 @@ class EpisodeSpec(BaseModel):
             policy=config.policy,
             identity=digest_of(["collect", decides]),
             purpose="collect",
+            traced=imports is not None,
             imports=imports,
         )
 
@@ -75,11 +82,13 @@ class EpisodeSpec(BaseModel):
         task_app_url: str,
         inference_url: str,
         imports: Path | None = None,
+        repetition: str = "",
     ) -> EpisodeSpec:
-        """Episodes of the model that is judged."""
-        kept = {"seeds", "baseline_seeds", "concurrency", "shard_size", "bootstrap"}
+        """Episodes of the model that is judged; another `repetition` plays them anew."""
+        kept = {"seeds", "baseline_seeds", "bootstrap", *SPREAD}
+        decides = ["evaluate", model, config.model_dump(mode="json", exclude=kept)]
         return cls(
-            task_app_url=task_app_url,
+            task_app_urls=connections.task_app_addresses(task_app_url),
             inference_url=inference_url,
             environment=config.environment,
             model=model,
@@ -87,8 +96,9 @@ class EpisodeSpec(BaseModel):
             env_config=config.env_config,
             max_turns=None,
             policy=config.policy,
-            identity=digest_of(["evaluate", model, config.model_dump(mode="json", exclude=kept)]),
+            identity=digest_of([*decides, repetition] if repetition else decides),
             purpose="evaluate",
+            traced=imports is not None,
             imports=imports,
         )
 
@@ -117,7 +127,7 @@ class EpisodeSpec(BaseModel):
                 },
             ),
             ops=["agent", "env"] * turns,
-            record=RecordSpec(trajectories=False, return_trace=self.imports is not None, trace_format="structured"),
+            record=RecordSpec(trajectories=False, return_trace=self.traced, trace_format="structured"),
             on_done="terminate",
             training_session_id=self.purpose,
         )
@@ -132,12 +142,14 @@ class EpisodesFailed(ServiceError):
         super().__init__(f"Seed {seed}{more} could not be played: {reason}")
         self.done, self.failed = done, failed
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EpisodesFailed, (self.done, self.failed)  # comes home from worker processes
 
-def shards(seeds: Iterable[int], size: int | None) -> list[list[int]]:
-    """Seeds by task: one each up to 500 seeds, then as many as 500 tasks need; `size` forces it."""
-    every = list(seeds)
-    size = size or max(1, ceil(len(every) / SEEDS_AS_TASKS))
-    return [every[i : i + size] for i in range(0, len(every), size)]
+
+def shards(seeds: Sequence[int], size: int | None, tasks: int = SEEDS_AS_TASKS) -> list[Sequence[int]]:
+    """Seeds by task: one each up to `tasks` seeds, then as many as so many tasks need; `size` forces it."""
+    size = size or max(1, ceil(len(seeds) / tasks))
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 def import_folder(task_app_url: str, wanted: Path | None) -> Path | None:
@@ -155,19 +167,25 @@ def imported(spec: EpisodeSpec) -> Iterator[TraceStore | None]:
             yield store
 
 
-def play(client: TaskAppClient, spec: EpisodeSpec, seeds: Sequence[int]) -> list[EpisodeResult]:
+def play(
+    spec: EpisodeSpec, seeds: Sequence[int], task_app: Callable[[str], TaskAppClient] | None = None
+) -> list[EpisodeResult]:
     """Play `seeds` one after another. A seed that fails does not stop the next one.
 
     Raises EpisodesFailed at the end if any failed, ServiceGone at once if nobody is there to play with, and DataError
     if a trace is to be imported and cannot be.
+
+    Args:
+        task_app: The client for an address; default: `connections.task_app`.
     """
+    client_of = task_app or connections.task_app
     done: list[EpisodeResult] = []
     failed: dict[int, str] = {}
     with imported(spec) as store:
         for seed in seeds:
+            send = partial(_rollout, client_of, spec.request(seed))
             try:
-                with needing(spec.task_app_url, spec.inference_url):
-                    answer = client.rollout(spec.request(seed))
+                answer = ask(spec.task_app_urls, seed, spec.inference_url, send)
             except ServiceGone:
                 raise
             except ServiceError as e:
@@ -178,8 +196,13 @@ def play(client: TaskAppClient, spec: EpisodeSpec, seeds: Sequence[int]) -> list
             done.append(EpisodeResult.of(seed, answer))
             progress().advance()
     if failed:
+        progress().advance(-len(done))  # whoever tries again counts them again
         raise EpisodesFailed(done, failed)
     return done
+
+
+def _rollout(task_app: Callable[[str], TaskAppClient], request: RolloutRequest, url: str) -> RolloutResponse:
+    return task_app(url).rollout(request)
 
 
 class Collected(BaseModel):

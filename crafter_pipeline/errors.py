@@ -11,7 +11,8 @@
     ├── DataError            (4)  traces or datasets are missing, empty or damaged
     │   └── EmptyDatasetError
     ├── JobFailed            (5)  a training job ended without a model
-    └── ValidationFailed     (6)  an environment is not fit for training
+    ├── ValidationFailed     (6)  an environment is not fit for training
+    └── NotApproved          (7)  a person said no, or said nothing in time
 
 Everything else is a bug and keeps its traceback.
 """
@@ -116,3 +117,9 @@ class ValidationFailed(PipelineError):
     """A check of the environment failed; the message names it and the remedy."""
 
     exit_code = 6
+
+
+class NotApproved(PipelineError):
+    """A stage was to be approved and was not; the message says which, and how to go on."""
+
+    exit_code = 7

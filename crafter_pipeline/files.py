@@ -1,14 +1,17 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and folders that one process has at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from crafter_pipeline.errors import DataError
+from crafter_pipeline.errors import ConfigError, DataError
 
 
 def safe_name(name: str) -> str:
@@ -20,15 +23,16 @@ def safe_name(name: str) -> str:
     return kept if kept == name else f"{kept or '_'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def replace_file(path: Path, content: str) -> Path:
+def replace_file(path: Path, content: str | bytes) -> Path:
     """Write beside `path`, then rename: nobody ever sees half a file. Returns `path`; raises OSError.
 
     Characters that UTF-8 cannot carry (lone surrogates in a model's answer) are written as escapes.
     """
+    data = content if isinstance(content, bytes) else content.encode(errors="backslashreplace")
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as f:
-            f.write(content)
+        with os.fdopen(handle, "wb") as f:
+            f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o644)
@@ -46,3 +50,26 @@ def write_whole(path: Path, content: str) -> Path:
         return replace_file(path, content)
     except OSError as e:
         raise DataError(f"{path} cannot be written ({e.strerror}).") from e
+
+
+@contextmanager
+def held(lock: Path, remedy: str) -> Iterator[None]:
+    """Hold a lock file, whose folder is made, until the block ends; the system lets go of it when the process dies.
+
+    ConfigError names the process that holds it, with `remedy`; DataError when the folder cannot be written.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+")
+    except OSError as e:
+        raise DataError(f"{lock.parent} cannot be written ({e.strerror}).") from e
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ConfigError(f"{lock.parent} is in use by process {file.read().strip() or '?'}. {remedy}") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

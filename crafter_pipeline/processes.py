@@ -83,7 +83,10 @@ class Service:
         host, port: Where to listen; port 0 takes a free one, host None opens no socket.
         url: Where the child answers if it opens its own socket.
         environment: Variables on top of ours (secrets travel here, never on the command line).
+        folder: Its working directory; None: ours.
         detached: It is to outlive us, so it is told of no parent. Who calls `start` cares for its end.
+        keeps_port: The socket stays open until `stop`: a child that died is started again on the same port, and who
+            calls in between waits in the queue instead of being refused.
     """
 
     def __init__(
@@ -97,12 +100,15 @@ class Service:
         port: int = 0,
         url: str = "",
         environment: Mapping[str, str] | None = None,
+        folder: Path | None = None,
         detached: bool = False,
+        keeps_port: bool = False,
     ) -> None:
         self.name, self.module, self.arguments, self.log = name, module, list(arguments), log
         self.host, self.port, self.environment = host, port, dict(environment or {})
-        self.detached = detached
+        self.folder, self.detached, self.keeps_port = folder, detached, keeps_port
         self.url = url
+        self._socket: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -123,7 +129,11 @@ class Service:
         with ExitStack() as stack:
             descriptors: list[int] = []
             if self.host is not None:
-                sock = stack.enter_context(listen(self.host, self.port))
+                sock = self._socket or listen(self.host, self.port)
+                if self.keeps_port:
+                    self._socket = sock
+                else:
+                    stack.enter_context(sock)
                 self.url, descriptors = url_of(sock), [sock.fileno()]
             log = stack.enter_context(self.log.open("ab"))
             handed = [word for fd in descriptors for word in ("--fd", str(fd))]
@@ -134,6 +144,7 @@ class Service:
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=variables,
+                cwd=self.folder,
                 start_new_session=True,
             )
 
@@ -165,6 +176,9 @@ class Service:
         if self.process is not None:
             stop_process(self.process, grace_s)
             self.process = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()

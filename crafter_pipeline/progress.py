@@ -54,7 +54,7 @@ class Progress(Protocol):
         """The stage that runs now consists of `total` units, e.g. seeds."""
 
     def advance(self, count: int = 1) -> None:
-        """So many more units are done."""
+        """So many more units are done; below zero: so many are tried again."""
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """A training job reported numbers of a step."""

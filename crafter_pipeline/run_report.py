@@ -19,10 +19,11 @@ from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation, compare_all
 from crafter_pipeline.files import write_whole
-from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
+from crafter_pipeline.report import EpisodePicture, Example, ModelRecord, RunReport, Stage
 from crafter_pipeline.report.report import Status
 from crafter_pipeline.runs import Run, explain
 from crafter_pipeline.thinking import split_thinking
+from crafter_pipeline.traces.film import film
 from crafter_pipeline.traces.reader import read_rollouts, trace_databases
 from crafter_pipeline.traces.records import plain_text
 from crafter_pipeline.training import TrainedModel
@@ -64,9 +65,15 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         training={name.removeprefix("submit-").removesuffix("-sft"): m.curves for name, m in models.items()},
         warnings=warnings,
         examples=examples_of(run),
+        pictures=pictures_of(run),
         environment=environment_facts(),
         command=f"crafter-pipeline run --config {run.folder / 'config.toml'}",
     )
+
+
+def recall(run: Run) -> None:
+    """What the run's folder tells of stages that are done, for a report by another process than theirs."""
+    run.recall(Collected | DatasetManifest | Evaluation | TrainedModel)
 
 
 def _record(stage: str, model: TrainedModel, outputs: Mapping[str, Any], rl: RlConfig) -> ModelRecord:
@@ -112,6 +119,29 @@ def examples_of(run: Run) -> list[Example]:
     trained = {o.id for o in outputs if isinstance(o, TrainedModel)}
     played = [o for o in outputs if isinstance(o, Evaluation) and o.model in trained]
     return found + [e for evaluation in played for e in _played(run, evaluation)]
+
+
+def pictures_of(run: Run) -> list[EpisodePicture]:
+    """The last trained model in its first held-out world."""
+    outputs = run.outputs.values()
+    trained = {o.id for o in outputs if isinstance(o, TrainedModel)}
+    for evaluation in reversed([o for o in outputs if isinstance(o, Evaluation) and o.model in trained]):
+        try:
+            if picture := _picture(run, evaluation):
+                return [picture]
+        except Exception as e:  # an illustration: whatever cannot be drawn must not cost the report
+            log.warning("No picture of %s: %s", evaluation.label, e)
+    return []
+
+
+def _picture(run: Run, evaluation: Evaluation) -> EpisodePicture | None:
+    rollout = _rollout(run, evaluation)
+    filmed = None if rollout is None else film(rollout)
+    if rollout is None or filmed is None:
+        return None
+    unlocked = len(set(rollout.achievements))
+    note = f"held-out seed {rollout.seed}, {rollout.env_steps} env steps, {unlocked} unlocked"
+    return EpisodePicture(evaluation.label, note, filmed.words, filmed.png())
 
 
 def _taught(dataset: Path) -> list[Example]:

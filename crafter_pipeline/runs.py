@@ -33,6 +33,7 @@ from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, 
 from crafter_pipeline.connections import project_root
 from crafter_pipeline.errors import ConfigError, DataError, PipelineError
 from crafter_pipeline.files import write_whole
+from crafter_pipeline.links import working_in
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report.text import toml
 
@@ -120,11 +121,24 @@ class Run:
         return self.folder / "logs"
 
     @property
+    def seconds(self) -> float:
+        """That its stages took, also those that were done before."""
+        return sum(seconds for _, seconds, _ in self.stages)
+
+    @property
     def finished(self) -> bool:
         """Whether its report says that everything succeeded."""
         try:
             return bool(json.loads((self.folder / "report.json").read_text())["status"] == SUCCEEDED)
         except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    @property
+    def reported(self) -> bool:
+        """Whether its last start lived to write a report."""
+        try:
+            return (self.folder / "report.json").stat().st_mtime >= (self.folder / ".lock").stat().st_mtime
+        except OSError:
             return False
 
     @contextmanager
@@ -150,7 +164,8 @@ class Run:
             lock.flush()
             write_whole(self.folder / "config.toml", toml(self.config.model_dump(mode="json")))
             self._point_latest()
-            yield self
+            with working_in(self.folder):
+                yield self
 
     def _point_latest(self) -> None:
         link = self.folder.parent / "latest"
@@ -196,6 +211,21 @@ class Run:
         self._ended(name, time.monotonic() - started, "completed")
         return result
 
+    def recall(self, kinds: Any) -> None:
+        """Take `outputs` and `stages` from what the folder tells of stages that are done, oldest first.
+
+        Args:
+            kinds: Union of the types that stages return; what is of none of them is passed over.
+        """
+        returned = TypeAdapter[Any](kinds)
+        markers = sorted((self.folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for done in filter(None, map(_read, markers)):
+            try:
+                self.outputs[done["stage"]] = returned.validate_python(done["outputs"])
+                self.stages.append((done["stage"], done["seconds"], "completed"))
+            except (KeyError, ValueError):
+                continue
+
     def _ended(self, name: str, seconds: float, state: str) -> None:
         self.stages.append((name, round(seconds, 3), state))
         progress().stage(name, state, seconds)
@@ -224,4 +254,6 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 def explain(error: BaseException) -> str:
     """One line for people: our errors speak for themselves, others say what kind they are."""
+    if not isinstance(error, Exception):
+        return f"Stopped from outside ({type(error).__name__}). The same config goes on from here."
     return str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"

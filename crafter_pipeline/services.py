@@ -1,8 +1,8 @@
 """The two services of a run: children of the flow that owns them, or addresses of ones that run already.
 
 Keys are minted here for children, handed over by the environment alone, and forgotten with them.
-A child that ends in mid-run takes the other one along: a stage then fails within seconds (`ServiceGone`), instead of
-every seed and job knocking until its retries are used up.
+A child that ends in mid-run takes the others along: a stage then fails within seconds (`ServiceGone`), instead of
+every seed and job knocking until its retries are used up. Of several task apps the others go on until the last one.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from crafter_pipeline import connections
 from crafter_pipeline.config import PipelineConfig
 from crafter_pipeline.container import require_docker, shares_network
-from crafter_pipeline.deployment import deploy_modal, is_local, task_app_process
+from crafter_pipeline.deployment import deploy_modal, is_local, replica_name, task_app_process
 from crafter_pipeline.errors import ConfigError, ServiceError
 from crafter_pipeline.files import write_whole
 from crafter_pipeline.processes import Service, listen
@@ -37,6 +39,7 @@ class Addresses:
     """Where a run finds its services."""
 
     task_app_url: str
+    """A comma list where several task apps share the rollouts."""
     backend_url: str
     public_url: str | None = None
     """The backend as the task app sees it; None: as we do."""
@@ -63,10 +66,11 @@ def services(run: Run) -> Iterator[Addresses]:
     if config.task_app.runtime == "url":
         task_app_url = connections.task_app_address(config.task_app.url)
     _check_reach(config, task_app_url)
+    # The services ask each other: where one of them is not ours, both keep to keys that were agreed on.
+    minted = ours and config.backend.runtime == "local"
     keys = {
-        "ENVIRONMENT_API_KEY": _key(ours, reveal(settings.environment_api_key)),
-        # A task app that is not ours asks the backend too: then both keep to a key that was agreed on.
-        "SYNTH_API_KEY": _key(ours and config.backend.runtime == "local", reveal(settings.synth_api_key)),
+        "ENVIRONMENT_API_KEY": _key(minted, reveal(settings.environment_api_key)),
+        "SYNTH_API_KEY": _key(minted, reveal(settings.synth_api_key)),
     }
     if config.backend.public_url is not None and keys["SYNTH_API_KEY"] is None:
         raise ConfigError(
@@ -90,10 +94,12 @@ def services(run: Run) -> Iterator[Addresses]:
             backend_url = start(_backend(run, environment))
         seen_url = config.backend.public_url or backend_url
         if ours:
-            task_app_url = start(_task_app(run, environment | {"BACKEND_BASE_URL": seen_url}))
+            told = environment | {"BACKEND_BASE_URL": seen_url}
+            task_app_url = ",".join(start(_task_app(run, told, n)) for n in range(config.task_app.replicas))
         for url, name in ((task_app_url, "ENVIRONMENT_API_KEY"), (backend_url, "SYNTH_API_KEY")):
             if key := environment.get(name):
-                connections.remember_key(url, key)
+                for address in url.split(","):
+                    connections.remember_key(address, key)
         ports = {service.name: int(service.url.rsplit(":", 1)[1]) for service in started}
         write_whole(run.folder / "ports.json", json.dumps(ports))
         for service in started:
@@ -132,10 +138,15 @@ def _on_modal(config: PipelineConfig, key: str | None) -> str:
 class ServiceGone(ServiceError):
     """A service ended while a stage needed it."""
 
-    def __init__(self, message: str, *, ours: bool) -> None:
+    def __init__(self, message: str, *, ours: bool, url: str) -> None:
         super().__init__(message)
         self.ours = ours
         """A child of this run never comes back; what somebody else runs may be started again."""
+        self.url = url
+        """Which one, as the stage names it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(ServiceGone, ours=self.ours, url=self.url), self.args  # comes home from worker processes
 
 
 @contextmanager
@@ -146,10 +157,11 @@ def needing(*urls: str) -> Iterator[None]:
     except ServiceError as e:
         for url in urls:
             if why := _ended.get(urlsplit(url).netloc):
-                raise ServiceGone(why, ours=True) from e
+                raise ServiceGone(why, ours=True, url=url) from e
             if refuses(url):
                 where = urlsplit(url).netloc
-                raise ServiceGone(f"Nothing answers at {where} any more. Start it again and rerun.", ours=False) from e
+                why = f"Nothing answers at {where} any more. Start it again and rerun."
+                raise ServiceGone(why, ours=False, url=url) from e
         raise
 
 
@@ -168,47 +180,63 @@ def refuses(url: str) -> bool:
 
 _ended: dict[str, str] = {}
 """host:port of this process's children -> why there is nothing any more."""
+_children: set[str] = set()
+"""host:port of this process's children."""
+
+
+def is_child(url: str) -> bool:
+    """Whether the service at `url` is a child of this process, and ends with it."""
+    return urlsplit(url).netloc in _children
 
 
 @contextmanager
 def _watched(children: Sequence[Service]) -> Iterator[None]:
-    """When a child ends by itself, say so in `_ended` and stop the others."""
+    """When a child ends by itself, say so in `_ended`; stop the others, unless another replica of it lives."""
     over = threading.Event()
-    places = [urlsplit(child.url).netloc for child in children]
+    places = {child: urlsplit(child.url).netloc for child in children}
 
     def watch() -> None:
+        living = list(children)
         while not over.wait(WATCH_SECONDS):
-            for child in children:
-                if child.process is not None and (code := child.process.poll()) is not None:
-                    why = (
-                        f"The {child.name} ended in mid-run (exit code {code}); its log is {child.log}. "
-                        "The same command goes on from here."
-                    )
-                    _ended.update(dict.fromkeys(places, why))
-                    for other in children:
-                        other.stop()
-                    return
+            for child in list(living):
+                if child.process is None or (code := child.process.poll()) is None:
+                    continue
+                living.remove(child)
+                ended = f"The {child.name} ended in mid-run (exit code {code}); its log is {child.log}."
+                if any(other.module == child.module for other in living):
+                    _ended[places[child]] = ended
+                    progress().note(f"{ended} The others play its seeds.")
+                    continue
+                _ended.update(dict.fromkeys(places.values(), f"{ended} The same command goes on from here."))
+                for other in living:
+                    other.stop()
+                return
 
     thread = threading.Thread(target=watch, name="services-watchdog", daemon=True)
     thread.start()
+    _children.update(places.values())
     try:
         yield
     finally:
         over.set()
         thread.join(30.0)
-        for place in places:
+        _children.difference_update(places.values())
+        for place in places.values():
             _ended.pop(place, None)
 
 
-def _task_app(run: Run, environment: dict[str, str]) -> Service:
-    config, log = run.config, run.logs / "task_app.log"
-    if config.task_app.runtime == "docker":
+def _task_app(run: Run, environment: dict[str, str], number: int) -> Service:
+    """The task app, or one of several: they share the folder of traces, each writes a database of its own."""
+    config = run.config
+    name = replica_name("task app", number)
+    log = run.logs / f"{name.replace(' ', '_')}.log"
+    if config.task_app.runtime == "docker" and number == 0:
         require_docker()
         if config.task_app.image is None:
             progress().note(f"Building the task app's image; the first time that takes minutes. Log: {log}")
-    port = config.task_app.port or _last_port(run, "task app")
+    port = config.task_app.port + number if config.task_app.port else _last_port(run, name)
     process = task_app_process(config.task_app, config.environment, run.traces, log, port)
-    return Service("task app", **process, log=log, environment=environment)
+    return Service(name, **process, log=log, environment=environment)
 
 
 def _backend(run: Run, environment: dict[str, str]) -> Service:

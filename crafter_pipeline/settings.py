@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
@@ -48,7 +49,9 @@ class Settings(BaseSettings):
     inference_max_concurrent: int = Field(
         default=512, ge=1, description="Calls at once to one model host; fewer for a while after it answered 429"
     )
-    task_app_url: str | None = Field(default=None, description="Address of a running task app")
+    task_app_url: str | None = Field(
+        default=None, description="Address of a running task app, or a comma list of several that share the rollouts"
+    )
     backend_base_url: str | None = Field(default=None, description="Address of a running training backend")
     math_local_dir: Path | None = Field(
         default=None, description="Own math problems: a folder of <split>.jsonl, or one .jsonl file for all splits"
@@ -82,6 +85,15 @@ class Settings(BaseSettings):
         "a glob or latest. The task app does not write to it",
     )
     crafter_pipeline_runs: Path = Field(default=Path("runs"), description="Folder of run folders")
+    crafter_pipeline_runs_url: str | None = Field(
+        default=None, description="Where that folder can be read by a browser, for links; `up` sets it for its worker"
+    )
+    crafter_pipeline_state: Path | None = Field(
+        default=None, description="Folder of what runs in the background and its logs; default .crafter in the checkout"
+    )
+    crafter_pipeline_keys: SecretStr | None = Field(
+        default=None, description="Keys by address, as JSON; a run sets it for worker processes of its own"
+    )
     crafter_pipeline_data: Path = Field(default=Path("train_data"), description="Folder of the training backend")
     vllm_command: str | None = Field(default=None, description="How vLLM is called on CUDA; unset: vllm, where it is")
 
@@ -110,6 +122,16 @@ class Settings(BaseSettings):
                 )
             keys[host.lower()] = key
         return keys
+
+    @cached_property
+    def keys_by_address(self) -> Mapping[str, str]:
+        """{address of a service: key} of `crafter_pipeline_keys`. ConfigError when it is something else."""
+        text = reveal(self.crafter_pipeline_keys)
+        try:
+            keys = json.loads(text) if text else {}
+            return {str(url): str(key) for url, key in keys.items()}
+        except (ValueError, AttributeError):
+            raise ConfigError("CRAFTER_PIPELINE_KEYS is not a JSON object of keys by address. Unset it.") from None
 
     def task_app_keys(self) -> tuple[str, ...]:
         """Every key that the task app takes, its own first; empty: none is asked for."""

@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from crafter_pipeline.clients.backend import BackendClient, JobEvent, JobMetric
+from crafter_pipeline.clients.payloads import rl_payload, sft_payload
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, digest_of
 from crafter_pipeline.dataset.manifest import DatasetManifest, SplitFile
-from crafter_pipeline.errors import JobFailed
-from crafter_pipeline.progress import ETA, progress
+from crafter_pipeline.errors import BackendError, JobFailed
+from crafter_pipeline.progress import ETA, SHOWN_METRICS, progress
 
 METRICS_PER_PAGE = 1000
 POINTS_KEPT = 500
@@ -70,6 +71,11 @@ class SftJob(_Plain):
         return self.config.base_model
 
     @property
+    def in_words(self) -> str:
+        """For a person who decides."""
+        return f"Fine-tuning of `{self.parent}` on dataset {self.dataset_sha256[:12]}"
+
+    @property
     def key(self) -> str:
         """Equal jobs have equal keys. The files' ids are not part of it, their contents are."""
         return "sft-" + digest_of(self.model_dump(mode="json", exclude={"file_id", "validation_file_id"}))
@@ -87,6 +93,19 @@ class SftJob(_Plain):
         if not client.job(job_id).final:
             client.start(job_id)
         return job_id
+
+    def plan(self, client: BackendClient) -> JobPlan | None:
+        """What it will take; None: the backend cannot say."""
+        return _asked(
+            client,
+            sft_payload(
+                self.config,
+                self.file_id,
+                validation_file_id=self.validation_file_id,
+                task_app_url=self.task_app_url,
+                tags=self.tags,
+            ),
+        )
 
 
 class RlJob(_Plain):
@@ -106,6 +125,11 @@ class RlJob(_Plain):
         return self.source
 
     @property
+    def in_words(self) -> str:
+        """For a person who decides."""
+        return f"Reinforcement learning from `{self.parent}`, {self.config.iterations} iterations"
+
+    @property
     def key(self) -> str:
         """Equal jobs have equal keys; one that plays elsewhere is another job."""
         return "rl-" + digest_of(self.model_dump(mode="json"))
@@ -122,6 +146,70 @@ class RlJob(_Plain):
             idempotency_key=self.key,
         )
 
+    def plan(self, client: BackendClient) -> JobPlan | None:
+        """What it will take; None: the backend cannot say."""
+        return _asked(
+            client,
+            rl_payload(
+                self.config,
+                task_app_url=self.task_app_url,
+                source=self.source,
+                environment=self.environment,
+                policy=self.policy,
+                tags=self.tags,
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What a job will take, as far as its backend can tell."""
+
+    device: str
+    """cpu, mps or cuda."""
+    machine: str
+    steps: int
+    shortest_seconds: float
+    longest_seconds: float
+    memory_bytes: int
+    """At the peak."""
+    device_bytes: int
+    fits: bool
+
+    @property
+    def in_words(self) -> str:
+        """For a person who decides."""
+        memory, room = (f"{n / (1 << 30):.1f} GiB" for n in (self.memory_bytes, self.device_bytes))
+        fits = "" if self.fits else " **It does not fit.**"
+        return (
+            f"{self.steps:,} training steps on {self.machine} ({self.device}), about {_time(self.shortest_seconds)} "
+            f"to {_time(self.longest_seconds)}; {memory} of {room} of memory.{fits}"
+        )
+
+
+def _asked(client: BackendClient, payload: dict[str, Any]) -> JobPlan | None:
+    try:
+        told = client.plan(payload)
+        shortest, longest = told["seconds_range"]
+        return JobPlan(
+            device=str(told["device"]),
+            machine=str(told["machine"]),
+            steps=int(told["steps"]),
+            shortest_seconds=float(shortest),
+            longest_seconds=float(longest),
+            memory_bytes=int(told["memory"]["total"]),
+            device_bytes=int(told["memory_bytes"]),
+            fits=bool(told["fits"]),
+        )
+    except (BackendError, KeyError, TypeError, ValueError):  # not every backend plans, nor every model's shape is known
+        return None
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
 
 class TrainedModel(_Plain):
     """What a job made, and what it came from."""
@@ -133,6 +221,16 @@ class TrainedModel(_Plain):
     curves: dict[str, list[tuple[int, float]]] = {}
     """Metric -> (training step, value)."""
     warnings: list[str] = []
+
+    @property
+    def in_words(self) -> str:
+        """Its name and how the first of the metrics that matter went, e.g. "loss 3.1 → 0.84 in 400 steps"."""
+        warned = f", {len(self.warnings)} warnings" if self.warnings else ""
+        for name, word in SHOWN_METRICS.items():
+            if points := self.curves.get(name):
+                (_, first), (step, last) = points[0], points[-1]
+                return f"{self.id}: {word} {first:.3g} → {last:.3g} in {step} steps{warned}"
+        return f"{self.id}{warned}"
 
 
 def follow(client: BackendClient, job_id: str, poll_seconds: float = 0.5) -> tuple[str, list[str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from crafter_pipeline import connections
 from crafter_pipeline.config import CollectConfig
 from crafter_pipeline.episodes import Collected, EpisodeSpec, import_folder
+from flows.decorator import flow
+from tasks.artifacts import publish_collected_artifact
 from tasks.episodes import play_all
+from tasks.states import told
 from tasks.task_app import check_task_app
 
 
@@ -24,7 +25,8 @@ def collect_rollouts(
 
     Args:
         config: Who plays which worlds, and how.
-        task_app_url: Address of a running task app; unset: TASK_APP_URL.
+        task_app_url: Address of a running task app, or a comma list of several that share the seeds; unset:
+            TASK_APP_URL.
         inference_url: Base URL of the chat model; unset: the config's, or the backend's /v1.
         traces: Folder to import the traces into; unset: none is imported from a task app of this machine, which writes
             them itself, and those of another go to traces/v3.
@@ -34,5 +36,15 @@ def collect_rollouts(
     check_task_app(task_app_url)
     imports = import_folder(task_app_url, traces)
     spec = EpisodeSpec.to_collect(config, task_app_url, inference_url, imports)
-    results, failed = play_all(config.seeds.seeds, spec, concurrency=config.concurrency, shard_size=config.shard_size)
-    return Collected.of(config.model, results, failed)
+    results, failed = play_all(
+        config.seeds.seeds,
+        spec,
+        concurrency=config.concurrency,
+        shard_size=config.shard_size,
+        task_runner=config.task_runner,
+        dask_address=config.dask_address,
+    )
+    collected = Collected.of(config.model, results, failed)
+    publish_collected_artifact(collected, results)
+    says = f"{collected.episodes} of {config.seeds.count} seeds, mean {collected.mean_achievements:.2f} achievements"
+    return told(collected, failed, says)

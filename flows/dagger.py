@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prefect import flow
-
 from crafter_pipeline import connections
 from crafter_pipeline.config import CollectConfig, DaggerConfig, ExportConfig, FilterConfig, SftConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
@@ -18,9 +16,13 @@ from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.scripted import EXPERTS
 from crafter_pipeline.training import TrainedModel, TrainingFiles
 from flows.collect_rollouts import collect_rollouts
+from flows.decorator import flow
 from flows.filter_dataset import filter_dataset
+from flows.hooks import close_subflows
 from flows.submit_sft import submit_sft
+from tasks.approval import Approve
 from tasks.dataset import describe_dataset, join_parts
+from tasks.states import told
 from tasks.training import resolve_model
 
 
@@ -38,9 +40,16 @@ class Places:
     """Folder to import the student's traces into; None: the task app writes them itself."""
     out: Path
     """Folder of the rounds' datasets."""
+    approve: Approve = "auto"
+    """Whether a person is asked before a round's fine-tuning."""
 
 
-@flow(name="dagger", flow_run_name="dagger-{config.rounds}-rounds")
+@flow(
+    name="dagger",
+    flow_run_name="dagger-{config.rounds}-rounds",
+    on_cancellation=[close_subflows],
+    on_crashed=[close_subflows],
+)
 def dagger(
     config: DaggerConfig = DaggerConfig(rounds=1),  # noqa: B008
     student: str = "latest:sft",
@@ -78,7 +87,9 @@ def dagger(
         out=out,
     )
     first = describe_dataset(dataset)
-    return play_rounds(config, resolve_model(student, backend_url), first, environment, export, places, directly)
+    source = resolve_model(student, backend_url)
+    model = play_rounds(config, source, first, environment, export, places, directly)
+    return told(model, says=f"{config.rounds} rounds: {model.in_words}")
 
 
 def play_rounds(
@@ -135,6 +146,7 @@ def play_rounds(
             task_app_url=at.task_app_url,
             backend_url=at.backend_url,
             tags={"method": "dagger", "round": str(index + 1)},
+            approve=at.approve,
         )
         student = trained.id
     return trained

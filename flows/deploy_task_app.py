@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow
-
 from crafter_pipeline import connections
 from crafter_pipeline.config import TaskAppConfig
-from tasks.artifacts import publish_link_artifact, publish_validation_artifact
+from flows.decorator import flow
+from tasks.artifacts import publish_task_app_artifact
+from tasks.states import told
 from tasks.task_app import check_task_app, deploy_to_modal, start_task_app, try_task_app
 
 
@@ -30,12 +30,11 @@ def deploy_task_app(
     """
     url = task_app_url or address_of(config, environment)
     check_task_app(url)
-    publish_link_artifact("task-app", url, f"Task app of {environment}")
-    if config.gate:
-        report = try_task_app(url, environment, step_rewards)
-        publish_validation_artifact(report)
+    report = try_task_app(url, environment, step_rewards) if config.gate else None
+    publish_task_app_artifact(environment, url, report)
+    if report is not None:
         report.require()
-    return url
+    return told(url, says=f"{environment} at {url}, {'not tried' if report is None else report.verdict}")
 
 
 def address_of(config: TaskAppConfig, environment: str) -> str:

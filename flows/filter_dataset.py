@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from crafter_pipeline.config import FilterConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
+from flows.decorator import flow
 from tasks.artifacts import publish_dataset_artifact
 from tasks.dataset import filter_traces
+from tasks.states import told
 
 
 @flow(name="filter-dataset", flow_run_name="filter-{out.name}")
@@ -29,4 +29,5 @@ def filter_dataset(
     """
     manifest = filter_traces(config, traces, out, inference_url)
     publish_dataset_artifact(manifest)
-    return manifest
+    says = f"{manifest.rows:,} rows of {manifest.rollouts:,} episodes"
+    return told(manifest, says=says if manifest.tokens is None else f"{says}, {manifest.tokens:,} tokens")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect import flow
+from prefect.runtime import flow_run
 
 from crafter_pipeline.config import EvaluateConfig, PipelineConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
@@ -20,71 +20,73 @@ from crafter_pipeline.settings import load_settings
 from crafter_pipeline.training import TrainedModel, TrainingFiles
 from flows.collect_rollouts import collect_rollouts
 from flows.dagger import Places, play_rounds
+from flows.decorator import flow
 from flows.deploy_task_app import deploy_task_app
 from flows.evaluate_model import evaluate_model
 from flows.filter_dataset import filter_dataset
+from flows.hooks import close_subflows, report_what_is_done
+from flows.promote import promote
 from flows.submit_rl import submit_rl
 from flows.submit_sft import submit_sft
+from tasks.approval import Approve
 from tasks.artifacts import publish_report_artifact
+from tasks.states import journey, told
 
 
-@flow(name="crafter-pipeline", flow_run_name="pipeline-{profile}")
+@flow(
+    name="crafter-pipeline",
+    flow_run_name="pipeline-{profile}",
+    on_cancellation=[close_subflows, report_what_is_done],
+    on_crashed=[close_subflows, report_what_is_done],
+)
 def crafter_pipeline(
     profile: str = "tiny",
     overrides: list[str] | None = None,
     config: PipelineConfig | None = None,
     fresh: bool = False,
+    approve: Approve = "auto",
 ) -> str:
     """Deploy the task app, collect, filter, SFT, DAgger, RL, and evaluate everyone. Returns the run folder.
 
-    The same config again goes on where it stopped; a finished run has nothing to do.
+    The same config again goes on where it stopped, and so does a retry of the same flow run; a finished run has nothing
+    to do.
 
     Args:
         profile: Name of a file in configs/profiles.
         overrides: `key=value` on top of the profile, e.g. `rl.iterations=2`.
         config: A whole config; wins over the profile.
         fresh: Start anew although there is a run of this config.
+        approve: ask: pause before each training job that is not done, until a person says yes; auto: never.
     """
     cfg = resolve_config(profile, config, overrides or ())
+    fresh = fresh and (flow_run.run_count or 1) == 1  # a retry goes on in the folder that was made
     run = Run.find(load_settings().crafter_pipeline_runs.absolute(), cfg, fresh=fresh)
     if run.finished:
         progress().note(f"{run.id} is finished already; nothing to do. Start anew with fresh.")
-        return str(run.folder)
+        return told(str(run.folder), says="finished before, nothing to do")
 
     with run.locked(), reported(run), services(run) as at:
         judge = Judge(run, cfg, at)
-        trains_at = {"task_app_url": at.task_app_url, "backend_url": at.backend_url}
-        run.always(
-            "deploy-task-app",
-            deploy_task_app,
-            cfg.task_app,
-            cfg.environment,
-            cfg.rl.step_rewards,
-            task_app_url=at.task_app_url,
-        )
-        run.stage("collect-rollouts", collect_rollouts, cfg.collect, **judge.table)
+        trains = {"task_app_url": at.task_app_url, "backend_url": at.backend_url, "approve": approve}
+        served = (cfg.task_app, cfg.environment, cfg.rl.step_rewards)
+        run.always("deploy-task-app", deploy_task_app, *served, task_app_url=at.task_app_url)
+        collected = run.stage("collect-rollouts", collect_rollouts, cfg.collect, **judge.table)
         dataset = run.stage("filter-dataset", filter_dataset, cfg.filter, traces=run.traces, out=run.dataset)
         judge("random", judge.random, baseline=True)
         judge("teacher", cfg.collect.model, baseline=True)
         files = TrainingFiles.of(dataset)
-        tuned = run.stage("submit-sft", submit_sft, cfg.sft, *files.hashes, **files.places, **trains_at)
+        tuned = run.stage("submit-sft", submit_sft, cfg.sft, *files.hashes, **files.places, **trains)
         judge("sft", tuned.id)
-        taught = taught_by_dagger(run, at, tuned, dataset, judge)
-        improved = run.stage(
-            "submit-rl",
-            submit_rl,
-            cfg.rl,
-            taught.id,
-            cfg.evaluate.policy,
-            cfg.environment,
-            **trains_at,
-        )
+        taught = taught_by_dagger(run, at, tuned, dataset, judge, approve)
+        played = (cfg.rl, taught.id, cfg.evaluate.policy, cfg.environment)
+        improved = run.stage("submit-rl", submit_rl, *played, **trains)
         judge("rl", improved.id)
-    return str(run.folder)
+        promoted(run, at, improved, judge)
+    return told(str(run.folder), judge.not_played | collected.failed, journey(judge.made, run.seconds))
 
 
 def taught_by_dagger(
-    run: Run, at: Addresses, tuned: TrainedModel, dataset: DatasetManifest, judge: Judge
+    run: Run, at: Addresses, tuned: TrainedModel, dataset: DatasetManifest, judge: Judge, approve: Approve
 ) -> TrainedModel:
     """The model after the rounds of DAgger, judged as `dagger`; where none are asked for, the one before."""
     config = run.config
@@ -97,11 +99,18 @@ def taught_by_dagger(
         traces=run.traces,
         imports=at.imports,
         out=run.folder / "dagger",
+        approve=approve,
     )
     export = config.filter.export
     taught = play_rounds(config.dagger, tuned.id, dataset, config.environment, export, places, run.stage)
     judge("dagger", taught.id)
     return taught
+
+
+def promoted(run: Run, at: Addresses, candidate: TrainedModel, judge: Judge) -> None:
+    """The candidate becomes champion if the config wants that and its evidence allows it."""
+    if run.config.promotion is not None:
+        run.stage("promote", promote, run.config.promotion, candidate.id, backend_url=at.backend_url, **judge.table)
 
 
 class Judge:
@@ -115,6 +124,9 @@ class Judge:
             "inference_url": at.inference_url,
             "traces": at.imports,
         }
+        self.made: list[Evaluation] = []
+        self.not_played: dict[int, str] = {}
+        """Seed -> who did not play it."""
 
     def __call__(self, label: str, model: str, *, baseline: bool = False) -> Evaluation:
         """Evaluate a model on the run's held-out seeds, a baseline on its share of them."""
@@ -127,6 +139,8 @@ class Judge:
             table["inference_url"] = self._config.collect.inference_url or table["inference_url"]
         made = self._run.stage(f"evaluate-{label}", evaluate_model, config, model, label, **table)
         keep_evaluation(made, self._run.folder)
+        self.made.append(made)
+        self.not_played |= dict.fromkeys(set(config.seeds.seeds).difference(made.seeds), label)
         return made
 
 
@@ -140,8 +154,11 @@ def reported(run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as e:
-        write_report(report_of(run, e), run.folder)
+        report = report_of(run, e)
+        write_report(report, run.folder)
+        if isinstance(e, Exception):  # a cancelled run ends at once
+            publish_report_artifact(report, str(run.folder), return_state=True)
         raise
     report = report_of(run)
     write_report(report, run.folder)
-    publish_report_artifact(report, str(run.folder))
+    publish_report_artifact(report, str(run.folder), return_state=True)  # the run has succeeded, whatever its page does

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from prefect import flow
-
 from crafter_pipeline import connections
 from crafter_pipeline.config import PolicyConfig, RlConfig
 from crafter_pipeline.training import RlJob, TrainedModel
+from flows.decorator import flow
+from tasks.approval import Approve
 from tasks.artifacts import publish_model_artifact
+from tasks.states import told
 from tasks.task_app import check_task_app
-from tasks.training import await_job, resolve_model, submit_job
+from tasks.training import resolve_model, train
 
 
 @flow(name="submit-rl", flow_run_name="rl-{config.iterations}-iterations")
@@ -21,6 +22,7 @@ def submit_rl(
     task_app_url: str | None = None,
     backend_url: str | None = None,
     tags: dict[str, str] | None = None,
+    approve: Approve = "auto",
 ) -> TrainedModel:
     """Train on rewards from the task app and wait for the model. A job asked for before is found, not repeated.
 
@@ -30,22 +32,25 @@ def submit_rl(
             is named in the same ways.
         policy: How the model is shown the game and asked.
         environment: Name of the environment, e.g. `crafter`.
-        task_app_url: Address of a running task app, as the backend sees it; unset: TASK_APP_URL.
+        task_app_url: Address of a running task app, as the backend sees it, or a comma list of several, which share
+            the rollouts; unset: TASK_APP_URL.
         backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
         tags: Words to find the job by.
+        approve: ask: pause before the job starts, until a person says yes on Prefect's page; auto: start at once.
     """
     task_app_url, backend_url = connections.task_app_address(task_app_url), connections.backend_address(backend_url)
     check_task_app(task_app_url)
     if config.teacher is not None and config.teacher_url is None:
         config = config.model_copy(update={"teacher": resolve_model(config.teacher, backend_url)})
+    first, *further = connections.task_app_addresses(task_app_url)
     job = RlJob(
-        config=config,
+        config=config.model_copy(update={"task_app_urls": (*further, *config.task_app_urls)}),
         source=resolve_model(source, backend_url),
         policy=policy,
         environment=environment,
-        task_app_url=task_app_url,
+        task_app_url=first,
         tags=tags or {},
     )
-    model = await_job(submit_job(job, backend_url), job, backend_url)
+    model = train(job, backend_url, approve)
     publish_model_artifact(model, "rl")
-    return model
+    return told(model, says=model.in_words)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect import flow
-
 from crafter_pipeline import connections
 from crafter_pipeline.config import SftConfig
 from crafter_pipeline.training import SftJob, TrainedModel
+from flows.decorator import flow
+from tasks.approval import Approve
 from tasks.artifacts import publish_model_artifact
 from tasks.dataset import hash_dataset
+from tasks.states import told
 from tasks.task_app import check_task_app
-from tasks.training import await_job, resolve_model, submit_job, upload_dataset
+from tasks.training import resolve_model, train, upload_dataset
 
 
 @flow(name="submit-sft", flow_run_name="sft-{config.base_model}")
@@ -25,6 +26,7 @@ def submit_sft(
     task_app_url: str | None = None,
     backend_url: str | None = None,
     tags: dict[str, str] | None = None,
+    approve: Approve = "auto",
 ) -> TrainedModel:
     """Upload the dataset, train on it, wait for the model. A job that was asked for before is found, not repeated.
 
@@ -37,10 +39,11 @@ def submit_sft(
         task_app_url: Who plays the config's dev episodes, as the backend sees it; unset: TASK_APP_URL.
         backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
         tags: Words to find the job by.
+        approve: ask: pause before the job starts, until a person says yes on Prefect's page; auto: start at once.
     """
     backend_url = connections.backend_address(backend_url)
     if config.dev is not None:
-        task_app_url = connections.task_app_address(task_app_url)
+        task_app_url = connections.task_app_addresses(connections.task_app_address(task_app_url))[0]
         check_task_app(task_app_url)
     if validation is not None:
         validation_sha256 = validation_sha256 or hash_dataset(validation)
@@ -53,6 +56,6 @@ def submit_sft(
         task_app_url=None if config.dev is None else task_app_url,
         tags=tags or {},
     )
-    model = await_job(submit_job(job, backend_url), job, backend_url)
+    model = train(job, backend_url, approve)
     publish_model_artifact(model, "sft")
-    return model
+    return told(model, says=model.in_words)

@@ -62,11 +62,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    environment_of(options.app)
+    environment_of(options.app).taskset()  # what is wrong with its data is said before anything is made
     env_file = _existing(options.env_file)
     settings = load_settings(env_file)
     has_key = bool(settings.task_app_keys())
-    trace_db, trace_dir = _traces(options, settings)
     if options.fd is None:
         _refuse_open_bind(options.host, has_key)
         sock = listen(options.host, options.port)
@@ -78,6 +77,7 @@ def _serve(options: argparse.Namespace) -> int:
         _refuse_open_bind(str(sock.getsockname()[0]), has_key)
     with sock:
         exit_with_parent()
+        trace_db, trace_dir = _traces(options, settings)
         arguments = {"app": options.app, "trace_db": trace_db, "trace_dir": trace_dir}
         if options.reload:
             if trace_db is not None:

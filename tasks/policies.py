@@ -1,14 +1,19 @@
-"""When a task is tried again."""
+"""When a task is tried again, and why Prefect caches none of them.
+
+Every task says NO_CACHE: Prefect's keys hash the objects that a task is given, addresses and folders among them, which
+change with every start. What is done is known by the hash of config and inputs: a stage by its marker in the run's
+folder, an episode by its run_id in the task app's ledger, a training job by its key at the backend.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from crafter_pipeline.episodes import EpisodesFailed
-from crafter_pipeline.errors import ConfigError, DataError, JobFailed, ValidationFailed
+from crafter_pipeline.errors import ConfigError, DataError, JobFailed, NotApproved, ValidationFailed
 from crafter_pipeline.services import ServiceGone
 
-FINAL = (ConfigError, DataError, JobFailed, ValidationFailed)
+FINAL = (ConfigError, DataError, JobFailed, NotApproved, ValidationFailed)
 """Trying again changes nothing."""
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
 
 from crafter_pipeline import connections
-from crafter_pipeline.errors import DataError
-from crafter_pipeline.progress import report_to
-from crafter_pipeline.services import needing
+from crafter_pipeline.errors import DataError, PipelineError
+from crafter_pipeline.progress import progress
+from crafter_pipeline.promotion import CHAMPION
+from crafter_pipeline.services import is_child, needing
 from crafter_pipeline.training import RlJob, SftJob, TrainedModel, curves, follow
-from tasks.artifacts import JobBar, artifact_key
+from tasks.approval import Approve, ask_to_start
+from tasks.artifacts import artifact_key, bar
 from tasks.policies import may_pass
+
+GPU_LIMIT = "crafter-gpu"
+"""Prefect's concurrency limit of jobs that train on a GPU; where it was not made, any number runs."""
+
+
+def train(job: SftJob | RlJob, backend_url: str, approve: Approve = "auto") -> TrainedModel:
+    """The model of a job: approved if that is asked for, on a GPU when its turn has come. A job that was asked for
+    before is found."""
+    plan = job.plan(connections.backend(backend_url))
+    if approve == "ask":
+        ask_to_start(job.in_words, plan.in_words if plan is not None else "The backend cannot say what it takes.")
+    on_gpu = job.config.device == "cuda" or (plan is not None and plan.device == "cuda")
+    with concurrency(GPU_LIMIT, strict=False) if on_gpu else nullcontext():
+        return await_job(submit_job(job, backend_url), job, backend_url)
 
 
 @task(retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
@@ -30,9 +49,12 @@ def submit_job(job: SftJob | RlJob, backend_url: str) -> str:
 
 @task(retries=3, retry_delay_seconds=[1, 5, 15], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def await_job(job_id: str, job: SftJob | RlJob, backend_url: str) -> TrainedModel:
-    """Follow a job until there is a model. A retry goes on listening; a failed job is final."""
+    """Follow a job until there is a model. A retry goes on listening; a failed job is final.
+
+    When the run is cancelled, so is the job, unless its backend ends with the run: then it is resumed by the next one.
+    """
     client = connections.backend(backend_url)
-    with needing(backend_url), report_to(JobBar(artifact_key("job", job.kind))):
+    with _cancelled_along(job_id, backend_url), needing(backend_url), bar(artifact_key("job", job.kind), "steps"):
         model_id, warnings = follow(client, job_id)
     return TrainedModel(
         id=model_id,
@@ -46,7 +68,12 @@ def await_job(job_id: str, job: SftJob | RlJob, backend_url: str) -> TrainedMode
 
 @task(retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def resolve_model(model: str, backend_url: str) -> str:
-    """The id that `latest:sft` or `latest:rl` means now; other names as they are. A retry asks again."""
+    """The id that `latest:sft`, `latest:rl` or `champion` means now; other names as they are. A retry asks again."""
+    if model == CHAMPION:
+        champion = connections.backend(backend_url).alias(CHAMPION).model_id
+        if champion is None:
+            raise DataError(f"The backend at {backend_url} has no champion yet. Make a model champion with promote.")
+        return champion
     word, _, kind = model.partition(":")
     if word != "latest":
         return model
@@ -54,3 +81,20 @@ def resolve_model(model: str, backend_url: str) -> str:
     if newest is None:
         raise DataError(f"The backend at {backend_url} has no {kind} model yet. Train one with submit-{kind}.")
     return str(newest["id"])
+
+
+@contextmanager
+def _cancelled_along(job_id: str, backend_url: str) -> Iterator[None]:
+    """Cancel the job when the block is left by a signal. One that merely fails can be followed again."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        if not is_child(backend_url):
+            try:
+                connections.backend(backend_url).cancel(job_id)
+                progress().note(f"Job {job_id} was cancelled with the run; the same again makes a new one.")
+            except PipelineError as e:
+                progress().note(f"Job {job_id} may go on, it could not be cancelled: {e}")
+        raise

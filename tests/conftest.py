@@ -24,9 +24,11 @@ os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
     """A Prefect server with a database of its own."""
+    from prefect.flow_engine import BaseFlowRunEngine
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=120):
+    with pytest.MonkeyPatch.context() as patch, prefect_test_harness(server_startup_timeout=120):
+        patch.setattr(BaseFlowRunEngine, "heartbeat_seconds", None)  # a flow waits a second for its heart to stop
         yield
 
 

@@ -33,8 +33,11 @@ Everything below under both /api and /api/v1; JOBS is learning/jobs, sft/jobs, r
     GET  /rollouts/{id}                             its captured calls; DELETE forgets them
     POST /judge/v1/score                            a trace by a rubric: see train_app.judge
     GET  /models, /learning/models[?type], /learning/models/rl
-    GET  /models/{id}, /learning/models/{id}        by any form of its id; /jobs
+    GET  /models/{id}, /learning/models/{id}        by any form of its id, or `champion`; /jobs
     GET  /models/{id}/export?form                   merged or adapter: a tar stream; card: Markdown
+    GET  /learning/aliases, /learning/aliases/champion    who holds the name, by which evidence, and every move
+    PUT  /learning/aliases/champion                 a promotion: {model, instead_of, evidence, by}
+    POST /learning/aliases/champion/rollback        back to the one before: {move, by, reason}
     GET  /health                                    open
 
 Keys: Authorization: Bearer, X-API-Key or X-API-Keys; wrong or missing: 401. No key configured: open.
@@ -61,6 +64,7 @@ from train_app.guard import Guard
 from train_app.inference_proxy import MODULE, InferenceProxy
 from train_app.jobs import JobStore
 from train_app.judge import JudgeDesk, add_judge_routes
+from train_app.routes.aliases import add_alias_routes
 from train_app.routes.files import add_file_routes
 from train_app.routes.inference import Inference
 from train_app.routes.jobs import add_job_routes
@@ -150,6 +154,7 @@ def make_app(
         app.add_api_route(path, lambda: health, methods=["GET"])
 
     router = APIRouter(dependencies=[Depends(guard.require)])
+    add_alias_routes(router, backend)
     add_file_routes(router, backend)
     add_job_routes(router, backend)
     add_model_routes(router, backend)

@@ -16,14 +16,15 @@ from crafter_pipeline.tokens import TINY
 from train_app.answers import error_body, iso
 from train_app.builtin import builtin_models
 from train_app.cards import lineage, stand_in
-from train_app.jobs import JOB_ID, PREFIXES, File, Job, JobStore, Kind, Model
+from train_app.champion import reigns
+from train_app.jobs import ALIASES, JOB_ID, PREFIXES, File, Job, JobStore, Kind, Model
 from train_app.model_shapes import is_at_hand
 from train_app.planning import refuse_what_cannot_fit
 from train_app.specs import RlSpec, SftSpec, read_rl, read_sft
 from train_app.specs.base import as_table, first
 from train_app.supervisor import Supervisor, too_many_gpus
 
-MODEL_NAME = re.compile(rf"(?:{'|'.join(PREFIXES)}):.*|latest:.*|{JOB_ID.pattern}")
+MODEL_NAME = re.compile(rf"(?:{'|'.join(PREFIXES)}):.*|latest:.*|{'|'.join(ALIASES)}|{JOB_ID.pattern}")
 """Names that can only mean a trained model."""
 
 
@@ -236,6 +237,7 @@ class Backend:
             "status": "ready",
             "parent": model.parent,
             "lineage": lineage(self.store, model),
+            "champion": reigns(self.store, model.id),
             "dataset_sha256": model.dataset_sha256,
             "tokenizer_sha256": model.tokenizer_sha256,
             "stand_in": stand_in(self.store.get(model.job_id)),

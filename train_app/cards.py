@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from train_app.champion import reigns
 from train_app.jobs import Job, JobStore, Model
 
 CARD, DOCUMENT = "card.md", "model.json"
@@ -39,6 +40,7 @@ def model_document(store: JobStore, model: Model) -> dict[str, Any]:
         "tags": job.tags,
         "parent": model.parent,
         "lineage": lineage(store, model),
+        "champion": reigns(store, model.id),
         "dataset": None
         if model.dataset_sha256 is None
         else {
@@ -73,6 +75,9 @@ def model_card(store: JobStore, model: Model) -> str:
     if dataset:
         file = f", {dataset['filename']}, {dataset['rows']} rows" if dataset["filename"] else ""
         lines.append(f"- Dataset: sha256 {dataset['sha256']}{file}")
+    for reign in known["champion"]:
+        until = f"until {reign['until']}" if reign["until"] else "and still is"
+        lines.append(f"- Champion: since {reign['from']}, {until}")
     if known["tags"]:
         lines.append(f"- Tags: {', '.join(f'{k}={v}' for k, v in known['tags'].items())}")
     lines.append("")

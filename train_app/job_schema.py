@@ -48,7 +48,16 @@ ALTER TABLE jobs ADD COLUMN tags TEXT NOT NULL DEFAULT '{}';
 """
 """What a model's record says beside its numbers; one model per job; which worker told a number; a job's tags."""
 
-MIGRATIONS = (_FIRST, _RECORDS)
+_ALIASES = """
+CREATE TABLE alias_moves (
+  alias TEXT NOT NULL, number INTEGER NOT NULL CHECK (number >= 1), model_id TEXT REFERENCES models (id),
+  behind INTEGER, restores INTEGER, evidence TEXT, comparison TEXT, by TEXT NOT NULL, reason TEXT NOT NULL,
+  at REAL NOT NULL, PRIMARY KEY (alias, number)
+) STRICT, WITHOUT ROWID;
+"""
+"""Names that move from model to model: every move, and what a rollback goes back to."""
+
+MIGRATIONS = (_FIRST, _RECORDS, _ALIASES)
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -1,4 +1,4 @@
-"""The table that the API, the supervisor and the workers share: files, jobs, events, metrics, models.
+"""The table that the API, the supervisor and the workers share: files, jobs, events, metrics, models, aliases.
 
 A worker computes; the supervisor schedules; the API records. They share this SQLite file and nothing else, each
 with a `JobStore` of its own. A status that is final stays: whoever comes later changes nothing. What a worker writes
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crafter_pipeline.promotion import CHAMPION
 from train_app.job_schema import migrate
 
 Kind = Literal["sft", "rl"]
@@ -32,6 +33,8 @@ FINAL_STATES = ("succeeded", "failed", "cancelled")
 PREFIXES = ("fft", "ft", "qft", "rl")
 """First parts of model ids: full, LoRA, QLoRA, RL."""
 JOB_ID = re.compile(r"job_[0-9a-f]{16}")
+ALIASES = (CHAMPION,)
+"""Names that move from model to model, by decision: see `train_app.champion`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +158,31 @@ class Model:
     """What lies in the folder: all weights, or an adapter of the parent's."""
     facts: dict[str, Any] = field(default_factory=dict)
     """How it was made: method, device, dtype, steps, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """An alias went from one model to another. Moves count 1, 2, … within the alias; the last one says who holds it."""
+
+    number: int
+    model_id: str | None
+    """Who has held it since; None: nobody, the first holder was taken back."""
+    behind: int | None
+    """The move that a rollback goes back to; None: nobody held it before."""
+    restores: int | None
+    """Of a rollback: the promotion that it went back to."""
+    evidence: dict[str, Any] | None
+    """`crafter_pipeline.promotion.Evidence`, dumped; None: a rollback."""
+    comparison: dict[str, Any] | None
+    """What the evidence showed."""
+    by: str
+    """Who moved it."""
+    reason: str
+    at: float
+
+    @property
+    def promotes(self) -> bool:
+        return self.evidence is not None
 
 
 def job_folder(data_dir: Path, job_id: str) -> Path:
@@ -588,7 +616,15 @@ class JobStore:
         return [_model(r) for r in rows]
 
     def resolve_model(self, name: str) -> Model | None:
-        """The trained model a name means: an id, a bare job id, `ft:<job>`, `latest:sft`, `latest:rl`; else None."""
+        """The trained model a name means: an id, a bare job id, `ft:<job>`, `latest:sft`, `latest:rl`, `champion`; else
+        None."""
+        if name in ALIASES:
+            row = self._one(
+                "SELECT models.* FROM alias_moves JOIN models ON models.id = model_id WHERE alias = ?1 AND number = "
+                "(SELECT MAX(number) FROM alias_moves WHERE alias = ?1)",
+                name,
+            )
+            return None if row is None else _model(row)
         if name in ("latest:sft", "latest:rl"):
             newest = self.models(kind=name.removeprefix("latest:"), limit=1)
             return newest[0] if newest else None
@@ -615,6 +651,43 @@ class JobStore:
         stand_in = (aliases or {}).get(name, name)
         model = self.resolve_model(stand_in)
         return model.path if model is not None else stand_in
+
+    # ------------------------------------------------------------------ aliases
+
+    def alias_moves(self, alias: str) -> Sequence[AliasMove]:
+        """Newest first."""
+        rows = self._all("SELECT * FROM alias_moves WHERE alias = ? ORDER BY number DESC", alias)
+        return [_alias_move(r) for r in rows]
+
+    def reigns(self, alias: str, model_id: str) -> Sequence[tuple[float, float | None]]:
+        """When a model held an alias, (from, until); until None: it does."""
+        rows = self._all(
+            "SELECT at, until FROM (SELECT model_id, at, LEAD(at) OVER (ORDER BY number) AS until FROM alias_moves "
+            "WHERE alias = ?) WHERE model_id = ? ORDER BY at",
+            alias,
+            model_id,
+        )
+        return [(r["at"], r["until"]) for r in rows]
+
+    def add_alias_move(self, alias: str, move: AliasMove) -> None:
+        """Append a move. sqlite3.IntegrityError when there is one of its number."""
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO alias_moves (alias, number, model_id, behind, restores, evidence, comparison, by, reason, "
+                "at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    alias,
+                    move.number,
+                    move.model_id,
+                    move.behind,
+                    move.restores,
+                    None if move.evidence is None else _dump(move.evidence),
+                    None if move.comparison is None else _dump(move.comparison),
+                    move.by,
+                    move.reason,
+                    move.at,
+                ),
+            )
 
     # ------------------------------------------------------------------ inside
 
@@ -649,6 +722,18 @@ def _job(row: sqlite3.Row) -> Job:
 def _model(row: sqlite3.Row) -> Model:
     documents = {name: json.loads(row[name]) for name in ("metrics", "config", "facts")}
     return Model(**{**dict(row), **documents})
+
+
+def _alias_move(row: sqlite3.Row) -> AliasMove:
+    values = {name: row[name] for name in row.keys() if name != "alias"}  # noqa: SIM118 (a Row iterates over values)
+    for name in ("evidence", "comparison"):
+        values[name] = None if values[name] is None else json.loads(values[name])
+    return AliasMove(**values)
+
+
+def is_moving(name: str) -> bool:
+    """Whether a name may mean another model tomorrow: who pins models must not keep it."""
+    return name in ALIASES or name.startswith("latest:")
 
 
 def _dump(value: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -131,6 +131,7 @@ def run(
     config: Path | None = None,
     set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
     fresh: Annotated[bool, Parameter(negative="")] = False,
+    approve: Literal["auto", "ask"] = "auto",
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
     """Run the whole loop and write runs/<run-id>/report.html. The same config again goes on where it stopped.
@@ -145,6 +146,8 @@ def run(
         key=value on top, e.g. rl.iterations=2; may be repeated.
     fresh:
         Start anew although there is a run of this config.
+    approve:
+        ask: pause before each training job until somebody says yes on Prefect's page; its address is told. auto: never.
     as_json:
         Print report.json at the end, progress goes to stderr.
     """
@@ -152,12 +155,14 @@ def run(
 
     if profile is not None and config is not None:
         raise ConfigError("Give --profile or --config, not both.")
-    return run_pipeline(profile, config, set_ or [], fresh=fresh, as_json=as_json)
+    return run_pipeline(profile, config, set_ or [], fresh=fresh, approve=approve, as_json=as_json)
 
 
 @app.command
 def up(*, background: Annotated[bool, Parameter(negative="")] = False) -> int:
     """Start a Prefect server unless one is configured, deploy every flow, start a worker. Ctrl-C stops all.
+
+    Parts that die are started again.
 
     Parameters
     ----------
@@ -178,17 +183,23 @@ def down() -> int:
 
 
 @app.command
-def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
-    """Check this machine and installation. Exit code 1 when something is broken.
+def doctor(
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    deep: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Check this machine and installation, and say what runs. Exit code 1 when something is broken.
 
     Parameters
     ----------
     as_json:
-        Print the checks as JSON.
+        Print the findings as JSON; what runs is among them, under the name "running".
+    deep:
+        See also, on a server of its own, that a schedule makes runs: half a minute.
     """
     from crafter_pipeline.cli.doctor import doctor as check
 
-    return check(as_json=as_json)
+    return check(as_json=as_json, deep=deep)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

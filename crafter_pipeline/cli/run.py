@@ -10,12 +10,12 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import httpx
 
 from crafter_pipeline.cli.display import display, print_summary
-from crafter_pipeline.cli.server import CLIENT_SETTINGS, configured_api_url, healthy, prefect_server
+from crafter_pipeline.cli.server import configured_api_url, healthy, prefect_server, prefect_variables
 from crafter_pipeline.config import PipelineConfig
 from crafter_pipeline.progress import progress, report_to
 from crafter_pipeline.report import read_report
@@ -32,7 +32,13 @@ SEND_SECONDS = 10.0
 
 
 def run_pipeline(
-    profile: str | None, config: Path | None, overrides: Sequence[str], *, fresh: bool, as_json: bool
+    profile: str | None,
+    config: Path | None,
+    overrides: Sequence[str],
+    *,
+    fresh: bool,
+    approve: Literal["auto", "ask"],
+    as_json: bool,
 ) -> int:
     """Run, or go on; 0 when everything succeeded. PipelineError when not."""
     cfg = resolve_config(profile, config, overrides)
@@ -46,7 +52,7 @@ def run_pipeline(
         shown = config.stem if config else profile or "tiny"
         try:
             with display(run, to_stderr=as_json) as listener, report_to(listener):
-                _run(run, cfg, shown)
+                _run(run, cfg, shown, approve)
         except KeyboardInterrupt:
             _leave(130)
         except SystemExit as e:
@@ -59,7 +65,7 @@ def run_pipeline(
     return 0 if report.status == "succeeded" else 1
 
 
-def _run(run: Run, cfg: PipelineConfig, profile: str) -> None:
+def _run(run: Run, cfg: PipelineConfig, profile: str, approve: Literal["auto", "ask"]) -> None:
     with ExitStack() as stack:
         api_url = configured_api_url()
         server = None
@@ -70,7 +76,7 @@ def _run(run: Run, cfg: PipelineConfig, profile: str) -> None:
             server.start()
             stack.callback(server.stop)
             api_url = f"{server.url}/api"
-        os.environ.update(CLIENT_SETTINGS | {"PREFECT_API_URL": api_url})
+        os.environ.update(prefect_variables() | {"PREFECT_API_URL": api_url})
         from prefect import tags
 
         from flows.pipeline import crafter_pipeline
@@ -81,7 +87,7 @@ def _run(run: Run, cfg: PipelineConfig, profile: str) -> None:
         tag, patience = f"{run.id}-{os.getpid()}", BROKEN_HISTORY_SECONDS
         try:
             with tags(tag):
-                crafter_pipeline(profile=profile, config=cfg)
+                crafter_pipeline(profile=profile, config=cfg, approve=approve)
             patience = HISTORY_SECONDS
         finally:
             _send_what_waits()

@@ -1,9 +1,11 @@
-"""Which Prefect server a command talks to, found out without importing Prefect."""
+"""Which Prefect server a command talks to, and with which settings, found out without importing Prefect."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import httpx
 import tomli
@@ -12,28 +14,39 @@ from crafter_pipeline.connections import project_root
 from crafter_pipeline.processes import Service
 
 DEFAULT_PORT = 4200
+RUN_FILES = "/run-files"
+"""Where a server of ours shows the run folders."""
 
-CLIENT_SETTINGS = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_LOGGING_EXTRA_LOGGERS": "crafter_pipeline",
-    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
-}
-"""For every process of ours that imports Prefect."""
-
-SERVER_SETTINGS = CLIENT_SETTINGS | {
-    # Prefect's default is one transaction per event: five times the CPU, and locked databases under load.
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
-    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_READ_BATCH_SIZE": "200",
-}
-PRIVATE_SETTINGS = SERVER_SETTINGS | {
+UNSCHEDULED = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
 }
 """A server for one run has nothing to schedule."""
+
+
+def prefect_variables() -> dict[str, str]:
+    """The project's Prefect settings, `[tool.prefect]` of pyproject.toml, as environment variables.
+
+    Prefect reads that table from the working directory alone; children of ours may run elsewhere. What the user has set
+    in the environment is left out: it wins.
+    """
+    try:
+        table = tomli.loads((project_root() / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["prefect"]
+    except (OSError, KeyError):  # installed as a wheel: Prefect's own defaults
+        table = {}
+    settings = {"DO_NOT_TRACK": "1"} | dict(_variables(table, "PREFECT"))
+    return {name: value for name, value in settings.items() if name not in os.environ}
+
+
+def _variables(table: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in table.items():
+        name = f"{prefix}_{key.upper()}"
+        if isinstance(value, Mapping):
+            yield from _variables(value, name)
+        elif isinstance(value, list):
+            yield name, ",".join(map(str, value))
+        else:
+            yield name, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def prefect_home() -> Path:
@@ -63,13 +76,33 @@ def healthy(api_url: str) -> bool:
         return False
 
 
-def prefect_server(log: Path, *, host: str = "127.0.0.1", port: int = 0, private: bool = True) -> Service:
-    """A Prefect server as a child; not started yet."""
-    settings = PRIVATE_SETTINGS if private else SERVER_SETTINGS
+def prefect_server(
+    log: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    scheduled: bool = False,
+    run_files: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Service:
+    """A Prefect server as a child; not started yet. Started again after it died, it has the same port.
+
+    Args:
+        scheduled: Whether it makes the runs of schedules.
+        run_files: Folder of run folders that it shows at /run-files/; None: none.
+        environment: Variables on top of the project's.
+    """
+    settings = prefect_variables() | ({} if scheduled else UNSCHEDULED) | {"PYTHONPATH": python_path()}
     return Service(
-        "Prefect server", "crafter_pipeline.cli.prefect_server", [], log=log, host=host, port=port,
-        environment=settings | {"PYTHONPATH": python_path()},
-    )  # fmt: skip
+        "Prefect server",
+        "crafter_pipeline.cli.prefect_server",
+        [] if run_files is None else ["--run-files", str(run_files)],
+        log=log,
+        host=host,
+        port=port,
+        environment=settings | dict(environment or {}),
+        keeps_port=True,
+    )
 
 
 def python_path() -> str:

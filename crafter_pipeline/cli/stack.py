@@ -1,39 +1,50 @@
 """`up` and `down`: a Prefect server, every deployment of prefect.yaml, a worker.
 
 `up` supervises in the foreground; `--background` starts that same command detached and waits until it is ready.
+A server that is configured and answers is used as it is: never started, stopped or changed but for our own pool, limit
+and deployments.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
+import signal
+import socket
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, suppress
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
+
+from crafter_pipeline.cli import profile
+from crafter_pipeline.cli.deployments import POOL
 from crafter_pipeline.cli.server import (
     DEFAULT_PORT,
-    SERVER_SETTINGS,
+    RUN_FILES,
     configured_api_url,
     healthy,
     prefect_server,
+    prefect_variables,
     python_path,
 )
+from crafter_pipeline.cli.supervision import Part, watch
 from crafter_pipeline.connections import project_root
-from crafter_pipeline.detached import detached, start_detached, state_dir, stop_detached
+from crafter_pipeline.detached import detached, registered, start_detached, state_dir, stop_detached
 from crafter_pipeline.errors import ConfigError, ServiceError
 from crafter_pipeline.files import write_whole
-from crafter_pipeline.processes import PARENT_VARIABLE, listen, stop_process, tail_of
-from crafter_pipeline.settings import LOOPBACK_HOSTS
+from crafter_pipeline.processes import Service, listen, tail_of, wait_until
+from crafter_pipeline.settings import LOOPBACK_HOSTS, Settings, load_settings
 
-POOL = "crafter"
 STACK = "stack"
+WORKER = f"{POOL}-up-{socket.gethostname()}"
+"""Machines of a team may work for one server; workers of one name would be taken for each other."""
+SERVER_LOG, WORKER_LOG, DEPLOY_LOG = "prefect-server.log", "worker.log", "deploy.log"
 START_SECONDS = 180.0
+RUN_SECONDS, STOP_SECONDS = 10.0, 20.0
+"""For runs, and for parts of the stack, that are told to stop."""
 
 
 def up(*, background: bool) -> int:
@@ -42,10 +53,12 @@ def up(*, background: bool) -> int:
         raise ConfigError(f"{project_root()} holds no prefect.yaml. Call `up` from a checkout of the project.")
     running = next((d for d in detached() if d.name == STACK and d.alive), None)
     if running is not None:
-        print(f"The stack is up already (process {running.pid}, log {running.log}). `crafter-pipeline down` stops it.")
+        where = f"log {running.log}" if running.log else "in a terminal"
+        print(f"The stack is up already (process {running.pid}, {where}). `crafter-pipeline down` stops it.")
         return 0
     if not background:
-        return supervise()
+        with registered(STACK):
+            return supervise()
     _where()  # an occupied port is said here, not in a log
     _ready_file().unlink(missing_ok=True)
     made = start_detached(
@@ -61,44 +74,40 @@ def up(*, background: bool) -> int:
 
 
 def supervise() -> int:
-    """Run the stack in this process until it is told to stop, or a part of it ends."""
-    log = state_dir()
-    log.mkdir(parents=True, exist_ok=True)
+    """Run the stack in this process until it is told to stop, or a part of it dies too often.
+
+    Server, deployments and worker start at once: calls wait at the server's socket until it takes them.
+    """
+    logs = state_dir()
+    logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         api_url, ours = _where()
+        os.environ.update(_variables(api_url, ours=ours))
+        server, deployment, worker = _server(api_url, logs), _deployment(logs), _worker(logs)
+        parts = [server, worker] if ours else [worker]
+        started = time.time()
+        for service in (*parts, deployment):
+            stack.callback(_stop_with_runs, service)
+            service.start()
+        said = stack.enter_context(profile.named_in_profile(api_url))
         if ours:
-            address = urlsplit(api_url)
-            server = prefect_server(
-                log / "prefect-server.log",
-                host=address.hostname or "127.0.0.1",
-                port=address.port or DEFAULT_PORT,
-                private=False,
-            )
-            server.start()
-            stack.callback(server.stop)
             server.wait_ready(START_SECONDS, "/api/health")
-        said = [f"Prefect at {api_url.removesuffix('/api')}{'' if ours else ' (was running)'}"]
-        said += stack.enter_context(_profile(api_url))
-        os.environ.update(SERVER_SETTINGS | {"PREFECT_API_URL": api_url, "PYTHONPATH": python_path()})
-        _make_pool()
-        said.append(_deploy())
-        worker = stack.enter_context(_worker(log / "worker.log"))
-        said.append(f"Worker for pool {POOL} (log {log / 'worker.log'})")
-        said.append("Ready: prefect deployment run crafter-pipeline")
+        _await_deployed(deployment)
+        worker.wait_ready(START_SECONDS, ready=lambda: _worker_is_online(since=started))
+        said += [*_links(api_url, logs, ours=ours), "Ready: prefect deployment run crafter-pipeline"]
         write_whole(_ready_file(), "\n".join(said) + "\n")
         stack.callback(_ready_file().unlink, missing_ok=True)
         print("\n".join(said), flush=True)
-        while worker.poll() is None and (not ours or (server.process and server.process.poll() is None)):
-            time.sleep(0.5)
-        raise ServiceError(f"A part of the stack ended.\n{tail_of(log / 'worker.log')}")
+        watch([Part(service) for service in parts], _say)
+    return 0
 
 
 def down() -> int:
     """Stop what was left running; undo the profile change."""
-    change = _profile_change()  # the stack takes it back itself when it stops in good order
-    stopped = [d for d in detached() if stop_detached(d)]
+    change = profile.change()  # the stack takes it back itself when it stops in good order
+    stopped = [d for d in detached() if stop_detached(d, grace_s=3 * STOP_SECONDS)]
     _ready_file().unlink(missing_ok=True)
-    _undo_profile()
+    profile.undo_change()
     for process in stopped:
         print(f"Stopped {process.name} (process {process.pid}).")
     if change:
@@ -132,106 +141,112 @@ def _where() -> tuple[str, bool]:
     return api_url, True
 
 
-def _make_pool() -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists
-    from prefect.workers.process import ProcessWorker
-
-    template = ProcessWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template))
-        except ObjectAlreadyExists:
-            pass
-
-
-def _deploy() -> str:
-    answer = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
-        cwd=project_root(),
-        capture_output=True,
-        text=True,
-        check=False,
+def _server(api_url: str, logs: Path) -> Service:
+    address = urlsplit(api_url)
+    return prefect_server(
+        logs / SERVER_LOG,
+        host=address.hostname or "127.0.0.1",
+        port=address.port or DEFAULT_PORT,
+        scheduled=True,
+        run_files=_runs(),
     )
-    if answer.returncode:
-        raise ServiceError(f"Deploying prefect.yaml failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
-    return f"Deployed the flows of {project_root() / 'prefect.yaml'}"
 
 
-@contextmanager
-def _worker(log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "crafter_pipeline.cli.worker", POOL],
-            cwd=project_root(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | {PARENT_VARIABLE: str(os.getpid())},
-            start_new_session=True,
+def _deployment(logs: Path) -> Service:
+    return Service(
+        "deployment of prefect.yaml",
+        "crafter_pipeline.cli.deployments",
+        [],
+        log=logs / DEPLOY_LOG,
+        host=None,
+        folder=project_root(),
+    )
+
+
+def _worker(logs: Path) -> Service:
+    return Service(
+        "worker",
+        "crafter_pipeline.cli.worker",
+        [POOL, WORKER],
+        log=logs / WORKER_LOG,
+        host=None,
+        folder=project_root(),
+    )
+
+
+def _stop_with_runs(service: Service) -> None:
+    """Stop a part; the runs of a worker first, so that they end in good order and say so to the server. They are
+    process groups of their own, and a worker that is stopped kills them without a word."""
+    process = service.process
+    runs = psutil.Process(process.pid).children() if process is not None and process.poll() is None else []
+    for run in runs:
+        with suppress(psutil.NoSuchProcess):
+            run.terminate()
+    _, left = psutil.wait_procs(runs, timeout=RUN_SECONDS)
+    service.stop(STOP_SECONDS)
+    for run in left:
+        with suppress(psutil.NoSuchProcess):
+            run.kill()
+
+
+def _variables(api_url: str, *, ours: bool) -> dict[str, str]:
+    """What our children find in their environment: the server, the project's settings, our packages, the folders."""
+    found = prefect_variables() | {"PREFECT_API_URL": api_url, "PYTHONPATH": python_path()}
+    found |= {"CRAFTER_PIPELINE_STATE": str(state_dir()), "CRAFTER_PIPELINE_RUNS": str(_runs())}
+    if ours and _settings().crafter_pipeline_runs_url is None:
+        found["CRAFTER_PIPELINE_RUNS_URL"] = _pages(api_url) + RUN_FILES
+    return found
+
+
+def _settings() -> Settings:
+    """As the worker sees them, wherever `up` is called."""
+    return load_settings(project_root() / ".env")
+
+
+def _runs() -> Path:
+    return project_root() / _settings().crafter_pipeline_runs
+
+
+def _pages(api_url: str) -> str:
+    return api_url.rstrip("/").removesuffix("/api")
+
+
+def _await_deployed(deployment: Service) -> None:
+    process = deployment.process
+    assert process is not None
+    wait_until(
+        lambda: process.poll() is not None,
+        START_SECONDS,
+        lambda: f"Deploying prefect.yaml takes longer than {START_SECONDS:.0f} s. Log: {deployment.log}",
+    )
+    if process.returncode:
+        raise ServiceError(f"Deploying prefect.yaml failed. Log: {deployment.log}\n{tail_of(deployment.log, 30)}")
+
+
+def _worker_is_online(since: float) -> bool:
+    """Whether our worker has told the server that it is there, since we started it."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        answer = client.request(
+            "POST", "/work_pools/{work_pool_name}/workers/filter", path_params={"work_pool_name": POOL}, json={}
         )
-    try:
-        yield process
-    finally:
-        stop_process(process, grace_s=20.0)
+    seen = [datetime.fromisoformat(w["last_heartbeat_time"]) for w in answer.json() if w["name"] == WORKER]
+    return any(heartbeat.timestamp() >= since for heartbeat in seen)
 
 
-# --------------------------------------------------------------------------- the profile
+def _links(api_url: str, logs: Path, *, ours: bool) -> list[str]:
+    """What there is to see, a line each."""
+    pages = _pages(api_url)
+    lines = [f"Prefect at {pages} ({f'log {logs / SERVER_LOG}' if ours else 'was running'})"]
+    lines.append(f"Deployments: {pages}/deployments")
+    if ours:
+        lines.append(f"Run folders: {pages}{RUN_FILES}/")
+    return [*lines, f"Worker for pool {POOL} (log {logs / WORKER_LOG})"]
 
 
-@contextmanager
-def _profile(api_url: str) -> Iterator[list[str]]:
-    """Name the server in the active profile while the stack is up, unless the user has named one. Yields what to say.
-
-    With it, and with plugins enabled, `prefect deployment run crafter-pipeline` works in any shell and folder.
-    """
-    from prefect.settings import load_profiles, save_profiles
-
-    profiles = load_profiles(include_defaults=True)
-    profile = profiles.active_profile
-    said = []
-    if profile is not None:
-        wanted = {"PREFECT_API_URL": api_url, "PREFECT_PLUGINS_ENABLED": "true"}
-        known = {setting.name for setting in profile.settings}
-        missing = {name: value for name, value in wanted.items() if name not in known}
-        if missing:
-            write_whole(_profile_file(), json.dumps({"profile": profile.name, "settings": missing}))
-            profiles.update_profile(profile.name, missing)  # type: ignore[arg-type]
-            save_profiles(profiles)
-        said = [f"Set {name}={value} in the Prefect profile {profile.name!r}" for name, value in missing.items()]
-    try:
-        yield said
-    finally:
-        _undo_profile()
-
-
-def _profile_change() -> dict[str, Any] | None:
-    try:
-        change: dict[str, Any] = json.loads(_profile_file().read_text())
-    except (OSError, ValueError):
-        return None
-    return change
-
-
-def _undo_profile() -> None:
-    """Take back what `_profile` set, where it still has that value."""
-    change = _profile_change()
-    if change is None:
-        return
-    from prefect.settings import load_profiles, save_profiles
-
-    profiles, name = load_profiles(include_defaults=True), change["profile"]
-    if name in profiles.names:
-        now = {setting.name: str(value) for setting, value in profiles[name].settings.items()}
-        ours = {k: None for k, v in change["settings"].items() if now.get(k, "").lower() == v.lower()}
-        profiles.update_profile(name, ours)  # type: ignore[arg-type]
-        save_profiles(profiles)
-    _profile_file().unlink(missing_ok=True)
-
-
-def _profile_file() -> Path:
-    return state_dir() / "profile-change.json"
+def _say(text: str) -> None:
+    print(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}", flush=True)
 
 
 def _ready_file() -> Path:
@@ -240,13 +255,16 @@ def _ready_file() -> Path:
 
 def _main() -> int:
     """The detached half of `up --background`."""
-    import signal
 
     def stop(number: int, frame: object) -> None:
         raise SystemExit(0)
 
     signal.signal(signal.SIGTERM, stop)
-    return supervise()
+    try:
+        return supervise()
+    except ServiceError as e:
+        print(e, file=sys.stderr)
+        return e.exit_code
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The training backend over HTTP: files, jobs, events, metrics, models.
 
 The wire is Synth's (the hosted backend and ours speak it); `Job`, `JobEvent` and `JobMetric` are what we keep of it.
+Aliases are ours alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from crafter_pipeline.clients.payloads import rl_payload, sft_payload
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig
 from crafter_pipeline.contracts import TERMINAL_JOB_STATES
 from crafter_pipeline.errors import BackendError, DataError, JobFailed
+from crafter_pipeline.evaluation import Comparison
+from crafter_pipeline.promotion import Evidence
 
 SUCCEEDED_STATES = frozenset({"succeeded", "completed"})
 ExportForm = Literal["merged", "adapter"]
@@ -75,6 +78,39 @@ class JobMetric:
     name: str
     step: int
     value: float
+
+
+@dataclass(frozen=True, slots=True)
+class AliasMove:
+    """An alias went to another model."""
+
+    number: int
+    """1, 2, … within the alias."""
+    action: str
+    """promoted, or rolled back."""
+    model_id: str | None
+    """Who got it; None: nobody."""
+    at: str
+    """ISO 8601."""
+    by: str
+    reason: str
+    comparison: Comparison | None
+    """What a promotion's evidence showed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name that moves from model to model."""
+
+    name: str
+    model_id: str | None
+    """Who holds it; None: nobody does."""
+    since: str | None
+    """ISO 8601."""
+    evidence: Evidence | None
+    """By which the holder was promoted."""
+    history: tuple[AliasMove, ...]
+    """The newest move first."""
 
 
 # --------------------------------------------------------------------------- client
@@ -296,6 +332,37 @@ class BackendClient:
             _unpack(archive, out)
         return out
 
+    # ------------------------------------------------------------------ aliases
+
+    def alias(self, name: str) -> Alias:
+        """Who holds an alias, e.g. `champion`, and how it got there."""
+        return _alias(self._json("GET", f"/api/learning/aliases/{name}"))
+
+    def move_alias(self, name: str, model: str, *, instead_of: str | None, evidence: Evidence, by: str = "") -> Alias:
+        """Give an alias to a model; one that has it keeps it. BackendError when somebody else than `instead_of` holds
+        it by now (status 409), or the evidence does not pass the rule (422).
+
+        Args:
+            instead_of: Full id of the holder, as the evidence knows it; None: nobody holds it.
+        """
+        body = {"model": model, "instead_of": instead_of, "evidence": evidence.model_dump(mode="json"), "by": by}
+        return _alias(self._json("PUT", f"/api/learning/aliases/{name}", json=body))
+
+    def rollback_alias(self, name: str, *, move: int | None = None, by: str = "", reason: str = "") -> Alias:
+        """Give an alias back to who held it before; BackendError (status 409) when there was nobody.
+
+        Args:
+            move: Take back exactly this move, also when nobody held the alias before it; 409 when it is not the last.
+        """
+        body = {"move": move, "by": by, "reason": reason}
+        return _alias(self._json("POST", f"/api/learning/aliases/{name}/rollback", json=body))
+
+    def serving(self, model: str) -> str:
+        """The id of the model that answers under this name: it is asked for one token."""
+        body = {"model": model, "messages": [{"role": "user", "content": "noop"}], "max_tokens": 1}
+        answer = self._json("POST", "/v1/chat/completions", json=body, extensions=REPEATABLE)
+        return str(self._named(answer, "model"))
+
     # ------------------------------------------------------------------ inside
 
     def _create(self, path: str, payload: Mapping[str, Any], idempotency_key: str | None) -> str:
@@ -327,6 +394,28 @@ class BackendClient:
             if answer.get(name):
                 return answer[name]
         raise BackendError(f"{self._http.base_url} answered without {' or '.join(names)}: {str(answer)[:300]}")
+
+
+def _alias(answer: Mapping[str, Any]) -> Alias:
+    evidence = answer.get("evidence")
+    return Alias(
+        name=str(answer["alias"]),
+        model_id=answer.get("model_id"),
+        since=answer.get("since"),
+        evidence=None if evidence is None else Evidence.model_validate(evidence),
+        history=tuple(
+            AliasMove(
+                number=int(m["number"]),
+                action=str(m["action"]),
+                model_id=m.get("model_id"),
+                at=str(m["at"]),
+                by=str(m.get("by") or ""),
+                reason=str(m.get("reason") or ""),
+                comparison=Comparison.from_json(m["comparison"]) if m.get("comparison") else None,
+            )
+            for m in answer.get("history") or []
+        ),
+    )
 
 
 # --------------------------------------------------------------------------- what is downloaded

@@ -11,12 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, TrainingConfig
+from crafter_pipeline.promotion import CHAMPION
 
-_TRAINED = re.compile(r"(?:fft|ft|qft|rl|latest):.+|job_[0-9a-f]{16}")
+_TRAINED = re.compile(rf"(?:fft|ft|qft|rl|latest):.+|{CHAMPION}|job_[0-9a-f]{{16}}")
 
 
 def is_trained(model: str) -> bool:
-    """Whether a name means a model that was trained here, and not a base: an id, a bare job id, `latest:sft`."""
+    """Whether a name means a model that was trained here, and not a base: an id, a bare job id, `latest:sft`,
+    `champion`."""
     return _TRAINED.fullmatch(model) is not None
 
 

@@ -18,10 +18,14 @@ from crafter_pipeline.config.data import (
     FilterConfig,
     TurnRules,
 )
+from crafter_pipeline.config.nightly import (
+    NightlyConfig,
+)
 from crafter_pipeline.config.pipeline import (
     PipelineConfig,
 )
 from crafter_pipeline.config.play import (
+    SPREAD,
     CollectConfig,
     EvaluateConfig,
     HistoryForm,
@@ -29,8 +33,12 @@ from crafter_pipeline.config.play import (
     PolicyConfig,
     ReasoningEffort,
     StopOn,
+    TaskRunner,
     ThinkingMode,
     ToolChoice,
+)
+from crafter_pipeline.config.promotion import (
+    PromotionConfig,
 )
 from crafter_pipeline.config.reading import (
     apply_overrides,
@@ -72,17 +80,21 @@ __all__ = [
     "HELD_OUT_SEEDS_START",
     "HistoryForm",
     "JudgeConfig",
+    "NightlyConfig",
     "Observation",
     "PipelineConfig",
     "PolicyConfig",
+    "PromotionConfig",
     "ReasoningEffort",
     "RewardBlend",
     "RlConfig",
+    "SPREAD",
     "SeedRange",
     "SftConfig",
     "StopOn",
     "TRAIN_SEEDS_END",
     "TaskAppConfig",
+    "TaskRunner",
     "ThinkingMode",
     "ToolChoice",
     "Tracker",

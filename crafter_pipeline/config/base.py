@@ -13,6 +13,8 @@ TRAIN_SEEDS_END = 900_000
 DEV_SEEDS_START = 900_000
 GATE_SEEDS_START = 950_000
 HELD_OUT_SEEDS_START = 1_000_000
+FEWEST_SEEDS = 6
+"""Fewer pairs show nothing, see `crafter_pipeline.evaluation`."""
 
 
 class Config(BaseModel):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from crafter_pipeline.config.base import Config, refuse_held_out
 from crafter_pipeline.config.data import FilterConfig
 from crafter_pipeline.config.play import CollectConfig, EvaluateConfig
+from crafter_pipeline.config.promotion import PromotionConfig
 from crafter_pipeline.config.services import BackendConfig, TaskAppConfig
 from crafter_pipeline.config.training import DaggerConfig, RlConfig, SftConfig
 
@@ -38,6 +39,21 @@ class PipelineConfig(Config):
     """The reinforcement-learning job, from the model before it."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How models are judged."""
+    promotion: PromotionConfig | None = None
+    """Whether the RL model is to become champion, and on which worlds it is compared with it; what is not named here is
+    as in `evaluate`. Unset: no model is promoted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _promoted_as_evaluated(cls, data: Any) -> Any:  # the last of these comes first
+        if not isinstance(data, dict):
+            return data
+        promotion, evaluate = data.get("promotion"), data.get("evaluate", {})
+        if isinstance(promotion, dict) and isinstance(evaluate, dict):
+            of_its_own = ("seeds", "baseline_seeds", "bootstrap")
+            shared = {name: value for name, value in evaluate.items() if name not in of_its_own}
+            return {**data, "promotion": {**shared, **promotion}}
+        return data
 
     @model_validator(mode="before")
     @classmethod

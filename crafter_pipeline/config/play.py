@@ -14,6 +14,10 @@ StopOn = Literal["damage", "unlock"]
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "default"]
 ThinkingMode = Literal["think", "no_think"]
+TaskRunner = Literal["thread", "dask"]
+
+SPREAD = frozenset({"concurrency", "shard_size", "task_runner", "dask_address"})
+"""Fields that say how episodes are spread; none of them decides what is played."""
 
 
 class PolicyConfig(Config):
@@ -75,9 +79,19 @@ class CollectConfig(Config):
     concurrency: int = Field(default=16, ge=1, le=512)
     """Rollouts in flight."""
     shard_size: int | None = Field(default=None, ge=1)
-    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks; on Dask, enough for four tasks per
+    rollout in flight."""
+    task_runner: TaskRunner = "thread"
+    """thread: threads of the flow's process; dask: worker processes, for many rollouts of a fast model."""
+    dask_address: str | None = None
+    """Scheduler to use with task_runner = "dask", e.g. tcp://10.0.0.7:8786; unset: processes of this machine."""
     policy: PolicyConfig = PolicyConfig()
     """How the teacher is asked."""
+
+    @model_validator(mode="after")
+    def _address_of_dask(self) -> Self:
+        _require_dask(self.task_runner, self.dask_address)
+        return self
 
 
 class EvaluateConfig(Config):
@@ -96,11 +110,21 @@ class EvaluateConfig(Config):
     concurrency: int = Field(default=32, ge=1, le=512)
     """Rollouts in flight."""
     shard_size: int | None = Field(default=None, ge=1)
-    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks."""
+    """Seeds per Prefect task; unset: 1 up to 500 seeds, then enough for 500 tasks; on Dask, enough for four tasks per
+    rollout in flight."""
+    task_runner: TaskRunner = "thread"
+    """thread: threads of the flow's process; dask: worker processes, for many rollouts of a fast model."""
+    dask_address: str | None = None
+    """Scheduler to use with task_runner = "dask", e.g. tcp://10.0.0.7:8786; unset: processes of this machine."""
     policy: PolicyConfig = PolicyConfig()
     """How the model is asked."""
     bootstrap: int = Field(default=10_000, ge=100)
     """Resamples behind each interval."""
+
+    @model_validator(mode="after")
+    def _address_of_dask(self) -> Self:
+        _require_dask(self.task_runner, self.dask_address)
+        return self
 
     @model_validator(mode="after")
     def _baseline_within_seeds(self) -> Self:
@@ -108,3 +132,8 @@ class EvaluateConfig(Config):
         if b is not None and not (s.start <= b.start and b.start + b.count <= s.start + s.count):
             raise ValueError("baseline_seeds must lie within seeds: the comparison pairs equal seeds")
         return self
+
+
+def _require_dask(task_runner: TaskRunner, dask_address: str | None) -> None:
+    if dask_address is not None and task_runner != "dask":
+        raise ValueError(f"dask_address is for task_runner = 'dask', not {task_runner!r}")

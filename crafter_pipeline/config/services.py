@@ -17,9 +17,11 @@ class TaskAppConfig(Config):
     """uvicorn: a child of the flow; docker: a container of the flow; modal: deployed to Modal, where it stays;
     url: one that runs already."""
     url: str | None = None
-    """Address for runtime = "url"; unset: TASK_APP_URL."""
+    """Address for runtime = "url", or a comma list of them that share the rollouts; unset: TASK_APP_URL."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """So many children or containers share the rollouts; a task app plays on one core."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port of the child or container; 0: any free one."""
+    """Port of the child or container, further replicas take the next ones; 0: any free ones."""
     trace_dir: Path | None = None
     """Folder of trace DBs; unset: `<run folder>/traces`, so that runs do not mix."""
     image: str | None = None
@@ -36,6 +38,7 @@ class TaskAppConfig(Config):
         belongs = {
             "url": ("url",),
             "port": ("uvicorn", "docker"),
+            "replicas": ("uvicorn", "docker"),
             "image": ("docker",),
             "modal_name": ("modal",),
             "modal_secret": ("modal",),
@@ -44,6 +47,8 @@ class TaskAppConfig(Config):
             if getattr(self, name) != type(self).model_fields[name].default and self.runtime not in runtimes:
                 wanted = " or ".join(repr(r) for r in runtimes)
                 raise ValueError(f"{name} is for runtime = {wanted}, not {self.runtime!r}")
+        if self.port and self.port + self.replicas - 1 > 65535:
+            raise ValueError(f"port {self.port} leaves no room for {self.replicas} replicas: ports end at 65535")
         return self
 
 

@@ -341,10 +341,14 @@ class _Files:
 
 
 def _publish(work: Path, out: Path, manifest: m.DatasetManifest) -> None:
-    """Move everything under its final name; what an earlier dataset of this name left besides is removed."""
+    """Move everything under its final name; what an earlier dataset of this name left besides is removed.
+
+    Its manifest goes first and the new one comes last: rows without one are no dataset, whenever this is interrupted.
+    """
     (work / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     (work / "card.md").write_text(card_markdown(manifest), encoding="utf-8")
     (work / "card.html").write_text(card_html(manifest), encoding="utf-8")
+    m.manifest_path(out).unlink(missing_ok=True)
     images = m.images_path(out)
     if images.is_dir():
         shutil.rmtree(images)

@@ -23,7 +23,12 @@ def card_html(manifest: DatasetManifest) -> str:
 
 
 def card_markdown(manifest: DatasetManifest, *, plot: bool = False) -> str:
-    """The card as Markdown; distributions as pictures inside it, or (to be read as text) as rows of a table."""
+    """The card as Markdown.
+
+    Args:
+        plot: For a page: distributions as pictures inside it, and none of the columns of paths and digests, which are
+            wider than a phone. Else to be read as text: distributions are rows of a table.
+    """
     d = DatasetView(manifest)
     return "\n\n".join(_parts(d, plot)) + "\n"
 
@@ -43,11 +48,13 @@ def funnel_rows(manifest: DatasetManifest) -> list[dict[str, str]]:
 
 def _parts(d: DatasetView, plot: bool) -> Iterator[str]:
     m = d.manifest
+    facts = [(name, safe(value)) for name, value in d.facts if not (plot and value in (m.path, m.sha256))]
+    split_columns, source_columns = (5, 2) if plot else (None, None)
     yield f"# {safe(d.name)}"
     yield f"{d.headline}."
     for warning in m.warnings:
         yield f"> **Warning.** {safe(warning)}"
-    yield table(("fact", "value"), [(name, safe(value)) for name, value in d.facts])
+    yield table(("fact", "value"), facts)
     yield "## What the filter kept"
     yield table(
         ("rule", "of", "removed", "left"),
@@ -61,14 +68,14 @@ def _parts(d: DatasetView, plot: bool) -> Iterator[str]:
     yield "## Splits"
     yield "Split by world seed: no world has rows in two splits."
     yield table(
-        ("split", "rows", "rollouts", "world seeds", "tokens", "bytes", "file", "sha256"),
+        ("split", "rows", "rollouts", "world seeds", "tokens", "bytes", "file", "sha256")[:split_columns],
         [
             (
                 safe(name),
                 *map(fact, (s.rows, s.rollouts, s.seeds, s.tokens, s.bytes)),
                 safe(Path(s.path).name),
                 s.sha256,
-            )
+            )[:split_columns]
             for name, s in m.splits.items()
         ],
     )
@@ -91,8 +98,8 @@ def _parts(d: DatasetView, plot: bool) -> Iterator[str]:
         yield from _distribution(m.lengths, "rows")
     yield "## Sources"
     yield table(
-        ("trace database", "rollouts", "bytes", "sha256"),
-        [(safe(Path(s.path).name), fact(s.rollouts), fact(s.bytes), s.sha256) for s in m.sources],
+        ("trace database", "rollouts", "bytes", "sha256")[:source_columns],
+        [(safe(Path(s.path).name), fact(s.rollouts), fact(s.bytes), s.sha256)[:source_columns] for s in m.sources],
     )
     if m.skipped_count:
         yield f"## Stored rows that cannot be read: {m.skipped_count:,}"

@@ -49,6 +49,7 @@ def join_datasets(parts: Sequence[Path], out: Path) -> m.DatasetManifest:
                     size += file.write(line)
             file.flush()
             os.fsync(file.fileno())
+        m.manifest_path(out).unlink(missing_ok=True)  # rows without a manifest are no dataset, should this be cut off
         os.replace(temporary, out)
     except OSError as e:
         raise DataError(f"{out}: cannot be written ({e.strerror or e}). Check the disk, or choose another path.") from e

@@ -8,11 +8,13 @@ from crafter_pipeline.report.markdown import (
     summary_rows,
 )
 from crafter_pipeline.report.report import (
+    EpisodePicture,
     Example,
     ModelRecord,
     RunReport,
     Stage,
     Verdict,
+    headline,
     read_report,
     render_html,
     verdict,
@@ -20,6 +22,7 @@ from crafter_pipeline.report.report import (
 )
 
 __all__ = [
+    "EpisodePicture",
     "Example",
     "ModelRecord",
     "RunReport",
@@ -27,6 +30,7 @@ __all__ = [
     "Verdict",
     "comparison_markdown",
     "evaluation_markdown",
+    "headline",
     "job_markdown",
     "read_report",
     "render_html",

@@ -6,10 +6,14 @@ images, and everything that comes from a config or a model is escaped.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.links import run_file_link
 from crafter_pipeline.report import plots, text
+from crafter_pipeline.report.lineage import lineage, mermaid
 from crafter_pipeline.report.report import RunReport, verdict
 from crafter_pipeline.report.training import training_plots
 
@@ -52,16 +56,17 @@ def comparison_markdown(comparisons: Comparison | Sequence[Comparison], plot: bo
     rows = [
         (
             f"{safe(c.b)} {text.MINUS} {safe(c.a)}",
-            text.signed(c.delta, 2),
-            text.interval(c.ci95, 2, sign=True),
-            str(len(c.seeds)),
+            f"{text.signed(c.delta, 2)} {text.interval(c.ci95, 2, sign=True)}",
             finding(c),
         )
         for c in many
     ]
+    shared = sorted({len(c.seeds) for c in many})
+    seeds = f"{shared[0]}" if len(shared) == 1 else f"{shared[0]} to {shared[-1]}"
     parts = [
-        table(("difference", "achievements per episode", "95 % interval", "shared seeds", "finding"), rows),
-        "Paired by seed: only seeds that both played count. Intervals are not corrected for the number of pairs.",
+        table(("difference", "achievements per episode, 95 % interval", "finding"), rows),
+        f"Paired by seed: only seeds that both played count, here {seeds}. Intervals are not corrected for the number "
+        "of pairs.",
     ]
     if plot:
         parts.append(image(plots.describe_deltas(many), plots.delta_plot(many)))
@@ -71,9 +76,8 @@ def comparison_markdown(comparisons: Comparison | Sequence[Comparison], plot: bo
 def run_markdown(report: RunReport, plot: bool = True) -> str:
     """A run in one artifact: verdict, scores, differences, warnings."""
     parts = [f"## {safe(report.name)}: {report.status}", f"**{safe(verdict(report).sentence)}**"]
-    rows = summary_rows(report)
-    if rows:
-        parts.append(table(tuple(rows[0]), [tuple(safe(v) for v in row.values()) for row in rows]))
+    if report.evaluations:
+        parts.append(_players(report))
         if plot:
             parts.append(image(plots.describe_bars(report.evaluations), plots.achievement_bars(report.evaluations)))
     if report.comparisons:
@@ -83,7 +87,49 @@ def run_markdown(report: RunReport, plot: bool = True) -> str:
         parts += ["### Training", *(image(p.alt, p.svg) for p in main)]
     if report.warnings:
         parts += ["### Warnings", "\n".join(f"- {safe(w)}" for w in report.warnings)]
+    if plot:
+        parts += _lineage(report)
+        for p in report.pictures:
+            parts += [f"### An episode of {safe(p.label)}", png(p.words, p.png), f"{safe(p.note)}."]
     return "\n\n".join(parts) + "\n"
+
+
+def _players(report: RunReport) -> str:
+    """A row per player, few columns: on a phone Prefect's page cuts off what is wider."""
+    rows = [
+        (
+            safe(row["label"]),
+            f"{row['achievements']} {safe(row['95 % interval'])}",
+            safe(row["vs random"]),
+            row["Crafter score"],
+            row["seeds"],
+        )
+        for row in summary_rows(report)
+    ]
+    return table(("player", "achievements", "vs random", "Crafter score", "seeds"), rows)
+
+
+def _lineage(report: RunReport) -> list[str]:
+    """A drawing of what came from what, where there is anything."""
+    drawn = lineage(report)
+    return ["### Lineage", f"```mermaid\n{mermaid(drawn)}\n```"] if drawn.nodes else []
+
+
+def files_markdown(folder: Path, names: Sequence[str] = ()) -> str:
+    """Where a run's folder is, and of `names` those that are in it: as links if a browser can open them, else the path.
+
+    A `file://` link would open nothing: browsers refuse it on a page that came over HTTP.
+    """
+    places = [place_markdown(folder, folder.name)]
+    if run_file_link(folder) is not None:
+        places += [place_markdown(folder / name, name) for name in names if (folder / name).exists()]
+    return f"Run {' · '.join(places)}"
+
+
+def place_markdown(path: Path, words: str) -> str:
+    """A link, or the path where there is no address for it."""
+    link = run_file_link(path) if path.is_dir() else run_file_link(path.parent, path.name)
+    return f"[{safe(words)}]({link})" if link else code(path)
 
 
 def job_markdown(job: str, curves: Mapping[str, plots.Points]) -> str:
@@ -132,6 +178,16 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def image(alt: str, svg: str) -> str:
     """A plot as an image that needs no network."""
     return f"![{safe(alt)}]({plots.data_uri(svg)})"
+
+
+def code(value: object) -> str:
+    """One line in code style, outside of tables."""
+    return "`" + " ".join(str(value).split()).replace("`", "'") + "`"
+
+
+def png(alt: str, picture: bytes) -> str:
+    """A PNG as an image that needs no network."""
+    return f"![{safe(alt)}](data:image/png;base64,{base64.b64encode(picture).decode()})"
 
 
 def safe(value: object) -> str:

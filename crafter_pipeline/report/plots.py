@@ -16,6 +16,8 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from crafter_pipeline.dataset.manifest import Histogram
@@ -24,6 +26,8 @@ from crafter_pipeline.report.text import MINUS, interval, number, signed, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from crafter_pipeline.nightly import Night
 
 COLOURS = {
     "random": "#8a8f98",
@@ -172,6 +176,70 @@ def shares(title: str, series: Mapping[str, Points]) -> str:
     return _svg(draw, _WIDTH, 2.2)
 
 
+def trend(series: Mapping[str, Sequence[Night]]) -> str:
+    """Achievements per episode, night after night: a line with its 95 % intervals per model, and its baseline.
+
+    A diamond is the first night of another model under the same name, a ring a night that is shown to be worse than
+    the baseline. Nights lie side by side, however long between them.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    at = {night.id: night.at for nights in series.values() for night in nights}
+    place = {id: x for x, id in enumerate(sorted(at, key=lambda id: (at[id], id)))}
+    height = 2.2 + 0.14 * math.ceil((len(series) + 3) / 2)
+
+    def draw(ax: Axes) -> None:
+        dashed: Any = {"linewidth": 0.9, "linestyle": (0, (4, 3))}
+        ring: Any = {"color": _INK, "marker": "o", "markersize": 9, "markerfacecolor": "none", "linewidth": 0}
+        diamond: Any = {"marker": "D", "markersize": 5.5, "linewidth": 0}
+        lines: list[Line2D] = []
+        for shade, (name, nights) in zip(cycle(_PARTS), series.items(), strict=False):
+            x, y = [place[n.id] for n in nights], [n.evaluation.mean_achievements for n in nights]
+            low, high = ([n.evaluation.ci95[side] for n in nights] for side in (0, 1))
+            if len(nights) > 1:
+                ax.fill_between(x, low, high, color=shade, alpha=0.15, linewidth=0)
+            else:
+                ax.vlines(x, low, high, color=shade, linewidth=1.1)
+            ax.step(x, [n.baseline_mean for n in nights], where="mid", color=shade, **dashed)
+            lines += ax.plot(x, y, color=shade, linewidth=1.6, marker="o", markersize=3, label=_short(name, 20))
+            new = [i for i in range(1, len(nights)) if nights[i].evaluation.model != nights[i - 1].evaluation.model]
+            worse = [i for i, n in enumerate(nights) if n.regressed]
+            ax.plot([x[i] for i in new], [y[i] for i in new], color=shade, **diamond)
+            ax.plot([x[i] for i in worse], [y[i] for i in worse], **ring)
+        lines.append(Line2D([], [], color=_INK, label="baseline", **dashed))
+        lines.append(Line2D([], [], color=_INK, label="new model", **diamond))
+        lines.append(Line2D([], [], label="worse than baseline", **ring))
+        above: Any = {"loc": "lower left", "bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2}
+        ax.legend(handles=lines, ncols=2, fontsize=7, frameon=False, labelcolor=_INK, **above)
+        ids = list(place)
+        ticks = range(len(ids) - 1, -1, -max(1, math.ceil(len(ids) / 5)))
+        ax.set_xticks(list(ticks), _nights_in_words([at[ids[i]] for i in ticks]))
+        ax.set_xlim(-0.5, max(len(ids) - 0.5, 0.5))
+        ax.set_ylabel("achievements per episode")
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+        _grid(ax, "y")
+
+    return _svg(draw, _WIDTH, height)
+
+
+def _nights_in_words(times: Sequence[float]) -> list[str]:
+    """'21 Nov', with the hour below where a day comes twice. UTC."""
+    moments = [datetime.fromtimestamp(t, UTC) for t in times]
+    days = [f"{m.day} {m:%b}" for m in moments]
+    return days if len(set(days)) == len(days) else [f"{d}\n{m:%H:%M}" for d, m in zip(days, moments, strict=True)]
+
+
+def describe_trend(series: Mapping[str, Sequence[Night]]) -> str:
+    """The plot of nights in words."""
+    return "Achievements per episode, night after night: " + "; ".join(
+        f"{name}, nights {len(nights)}, last {number(nights[-1].evaluation.mean_achievements, 2)}, "
+        f"baseline {number(nights[-1].baseline_mean, 2)}"
+        for name, nights in series.items()
+        if nights
+    )
+
+
 def _finish_curves(ax: Axes, title: str, *, legend: dict[str, Any] | None) -> None:
     ax.set_title(_short(title, 48))
     ax.set_xlabel("training step")
@@ -200,6 +268,24 @@ def count_bars(counts: Mapping[str, int], unit: str) -> str:
         _grid(ax, "x")
 
     return _svg(draw, _WIDTH, 0.7 + 0.17 * max(2, len(rows)))
+
+
+def range_bars(values: Mapping[str, tuple[float, float, float]], unit: str) -> str:
+    """Name -> (mean, lowest, highest), in the order given."""
+
+    def draw(ax: Axes) -> None:
+        y = range(len(values))
+        means = [mean for mean, _, _ in values.values()]
+        spread = [[mean - low for mean, low, _ in values.values()], [high - mean for mean, _, high in values.values()]]
+        ax.barh(y, means, height=0.62, color=COLOURS["sft"], alpha=0.85)
+        ax.errorbar(means, y, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1.1, capsize=2.5)
+        ax.axvline(0, color=_INK, linewidth=0.8, alpha=0.6)
+        ax.set_yticks(list(y), [_short(name, 24) for name in values])
+        ax.invert_yaxis()
+        ax.set_xlabel(unit)
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.75 + 0.34 * len(values))
 
 
 def histogram(values: Histogram, counted: str) -> str:
@@ -336,6 +422,12 @@ def describe_curves(title: str, series: Mapping[str, Points]) -> str:
 def describe_counts(counts: Mapping[str, int], unit: str) -> str:
     """A bar chart of counts in words."""
     return f"{unit}: " + ("; ".join(f"{words(name)} {n:,}" for name, n in most_first(counts)) or "none")
+
+
+def describe_ranges(values: Mapping[str, tuple[float, float, float]], unit: str) -> str:
+    """A plot of ranges in words."""
+    told = (f"{name} {number(mean)} {interval((low, high))}" for name, (mean, low, high) in values.items())
+    return f"{unit}: " + "; ".join(told)
 
 
 def describe_histogram(values: Histogram, counted: str) -> str:

@@ -7,6 +7,7 @@ Whatever is missing is said to be missing; a report never fails because a run di
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,9 +18,10 @@ from typing import Any, Literal, get_args
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
-from crafter_pipeline.files import replace_file
+from crafter_pipeline.files import replace_file, safe_name
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.dataset import DatasetView
+from crafter_pipeline.report.lineage import lineage, trees
 from crafter_pipeline.report.page import figure, plain, render
 from crafter_pipeline.report.training import training_plots
 
@@ -68,6 +70,24 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class EpisodePicture:
+    """One episode as a picture."""
+
+    label: str
+    """Who played: sft, dagger, rl, …"""
+    note: str
+    """Which episode it is."""
+    words: str
+    """What is to be seen."""
+    png: bytes
+
+    @property
+    def file(self) -> str:
+        """Its name in the run's folder."""
+        return f"episode-{safe_name(self.label)}.png"
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """Did it learn? In one sentence, from the paired intervals alone."""
 
@@ -94,6 +114,7 @@ class RunReport:
     training: Curves = field(default_factory=dict)
     warnings: Sequence[str] = ()
     examples: Sequence[Example] = ()
+    pictures: Sequence[EpisodePicture] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
     """Python, platform, versions."""
     command: str = ""
@@ -126,6 +147,9 @@ class RunReport:
                     {"label": e.label, "prompt": e.prompt, "thinking": e.thinking, "answer": e.answer, "note": e.note}
                     for e in self.examples
                 ],
+                "pictures": [
+                    {"label": p.label, "note": p.note, "words": p.words, "file": p.file} for p in self.pictures
+                ],
                 "environment": self.environment,
                 "command": self.command,
                 "config": self.config,
@@ -133,8 +157,8 @@ class RunReport:
         )
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> RunReport:
-        """Read what `to_json` wrote."""
+    def from_json(cls, data: Mapping[str, Any], folder: Path) -> RunReport:
+        """Read what `to_json` wrote, and from `folder` the pictures that it names."""
         own = ("id", "parent", "dataset_sha256")
         try:
             return cls(
@@ -157,6 +181,11 @@ class RunReport:
                 },
                 warnings=data.get("warnings", ()),
                 examples=[Example(**e) for e in data.get("examples", ())],
+                pictures=[
+                    EpisodePicture(p["label"], p["note"], p["words"], (folder / p["file"]).read_bytes())
+                    for p in data.get("pictures", ())
+                    if (folder / p["file"]).is_file()
+                ],
                 environment=data.get("environment", {}),
                 command=data.get("command", ""),
             )
@@ -198,6 +227,12 @@ def verdict(report: RunReport) -> Verdict:
     return Verdict(learned, "; ".join([start, *_steps(report.comparisons, trained)]) + ".")
 
 
+def headline(report: RunReport) -> str:
+    """Who was judged and how they play, in a line: 'random 0.9, sft 4.3, rl 7.8 achievements'."""
+    told = ", ".join(f"{e.label} {text.number(e.mean_achievements)}" for e in in_label_order(report.evaluations))
+    return f"{told} achievements" if told else "nobody was judged"
+
+
 def _steps(comparisons: Sequence[Comparison], trained: Sequence[str]) -> Iterable[str]:
     for before, after in zip(trained, trained[1:], strict=False):
         c = _pair(comparisons, before, after)
@@ -220,9 +255,14 @@ def _pair(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | Non
 
 
 def write_report(report: RunReport, folder: Path | str) -> tuple[Path, Path]:
-    """Write report.html, then report.json, into `folder`; each appears whole or not at all. (json, html)"""
+    """Write the pictures, report.html, then report.json, into `folder`; each appears whole or not at all.
+
+    (json, html)
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for picture in report.pictures:
+        replace_file(folder / picture.file, picture.png)
     as_json = json.dumps(report.to_json(), indent=1, allow_nan=False)
     html = replace_file(folder / "report.html", render_html(report))
     return replace_file(folder / "report.json", as_json + "\n"), html
@@ -233,7 +273,7 @@ def read_report(path: Path | str) -> RunReport:
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     try:
-        return RunReport.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return RunReport.from_json(json.loads(path.read_text(encoding="utf-8")), path.parent)
     except FileNotFoundError:
         raise DataError(f"{path}: no such report. A run writes it at its end: `crafter-pipeline run`.") from None
     except ValueError as e:
@@ -261,7 +301,8 @@ def render_html(report: RunReport) -> str:
         heat=success_rows(evaluations),
         curves=[(job, *_curves(job, report)) for job in _jobs(report)],
         dataset=None if report.dataset is None else DatasetView(report.dataset),
-        lineage=lineage(report),
+        pictures=[(p, "data:image/png;base64," + base64.b64encode(p.png).decode()) for p in report.pictures],
+        lineage=trees(lineage(report)),
         longest=max([s.seconds for s in report.stages] + [1e-9]),
         total_seconds=sum(s.seconds for s in report.stages),
         toml=text.toml(report.config) if report.config else "",
@@ -275,30 +316,6 @@ def success_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[floa
     names = list(dict.fromkeys(name for e in evaluations for name in e.success_rates))
     rows = [(name, [e.success_rates.get(name) for e in evaluations]) for name in names]
     return sorted(rows, key=lambda row: (-sum(r or 0.0 for r in row[1]), row[0]))
-
-
-def lineage(report: RunReport) -> list[tuple[str, str, str]]:
-    """seeds → traces → dataset → models, as (kind, title, small print); empty if there is neither data nor model."""
-    if report.dataset is None and not report.models:
-        return []
-    collect = report.config.get("collect") or {}
-    seeds = collect.get("seeds")
-    nodes: list[tuple[str, str, str]] = []
-    if isinstance(seeds, Mapping) and {"start", "count"} <= seeds.keys():
-        first, count = int(seeds["start"]), int(seeds["count"])
-        nodes.append(("seeds", text.seeds(list(range(first, first + count))), "training seeds"))
-    manifest = report.dataset
-    if manifest is not None:
-        names = [Path(source.path).name for source in manifest.sources]
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            nodes.append(("traces", names[0] + more, f"played by {collect.get('model', 'the teacher')}"))
-        nodes.append(("dataset", f"{manifest.rows:,} rows", f"sha256 {manifest.sha256[:12]}"))
-    for m in report.models:
-        data = f", dataset {m.dataset_sha256[:12]}" if m.dataset_sha256 else ""
-        how = f"{m.facts['method']}, " if m.facts.get("method") else ""
-        nodes.append(("model", m.id, f"{how}from {m.parent}{data}"))
-    return nodes
 
 
 def _jobs(report: RunReport) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MINUS = "\u2212"
@@ -56,7 +56,7 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def seeds(values: tuple[int, ...] | list[int]) -> str:
+def seeds(values: Sequence[int]) -> str:
     """'96 seeds, 1000000–1000095'; gaps are said, not hidden."""
     if not values:
         return "no seeds"

@@ -93,7 +93,8 @@ def _panels(drawn: Mapping[str, Points]) -> Iterator[Panel]:
 def _plot(job: str, panel: Panel, drawn: Mapping[str, Points]) -> Plot:
     series = {word: drawn[name] for name, word in panel.metrics.items()}
     title = f"{job}: {panel.title}"
-    if panel.parts_of_a_whole and len({tuple(x for x, _ in points) for points in series.values()}) == 1:
+    steps = {tuple(x for x, _ in points) for points in series.values()}
+    if panel.parts_of_a_whole and len(steps) == 1 and len(min(steps)) > 1:  # of one step there is no area
         svg = plots.shares(title, series)
     else:
         svg = plots.curves(title, series, plots.colour(job))

@@ -8,7 +8,7 @@ is compared, and how far an episode goes the same way is told.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -25,6 +25,8 @@ from crafter_pipeline.traces.rescore import stored_shaping
 
 Verdict = Literal["same", "different", "partly", "not_replayable"]
 """partly: another engine wrote it, and what can be compared is the same."""
+Watch = Callable[[Game, tuple[str, ...]], None]
+"""Is shown a game, and what its last step unlocked."""
 
 _HEADS = {
     "sparse": re.compile(r"step (\d+) of (\d+) "),
@@ -96,8 +98,16 @@ class _Differs(Exception):
         super().__init__(what)
 
 
-def replay(rollout: Rollout) -> Replayed:
-    """Play a rollout again and compare. Never raises for what a trace holds."""
+def look_away(game: Game, unlocked: tuple[str, ...]) -> None:
+    """Nobody watches."""
+
+
+def replay(rollout: Rollout, watch: Watch = look_away) -> Replayed:
+    """Play a rollout again and compare. Never raises for what a trace holds.
+
+    Args:
+        watch: Is shown the game of a Crafter rollout of ours, at its start and after each step.
+    """
     ours = "policy_config" in rollout.metadata
     done, reason = 0, ""
     difference: Difference | None = None
@@ -110,7 +120,7 @@ def replay(rollout: Rollout) -> Replayed:
         elif rollout.environment != CRAFTER.name:
             raise _CannotReplay(f"there is no environment {rollout.environment!r} here")
         elif ours:
-            done = _Crafter(rollout).run()
+            done = _Crafter(rollout, watch).run()
         else:
             done, reason = _of_another_engine(rollout)
             verdict = "partly"
@@ -153,8 +163,8 @@ def _begin(rollout: Rollout) -> tuple[Game, str, str | None]:
 class _Crafter:
     """A game of ours under way again."""
 
-    def __init__(self, rollout: Rollout) -> None:
-        self._rollout = rollout
+    def __init__(self, rollout: Rollout, watch: Watch) -> None:
+        self._rollout, self._watch = rollout, watch
         self._game, self._style, self._goal = _begin(rollout)
         self._counters = self._count()
         self._end: StopReason | None = None
@@ -164,6 +174,7 @@ class _Crafter:
         """Play every turn; how many there are. _Differs at the first difference."""
         rollout = self._rollout
         total, steps = 0.0, 0
+        self._watch(self._game, ())
         for turn in rollout.turns:
             self._compare(turn.index, "observation", turn.observation, render_text(self._game.observe(), self._style))
             reward, unlocked = self._play(turn)
@@ -199,6 +210,7 @@ class _Crafter:
             earned, self._end = outcome(self._game, self._goal, result)
             reward += earned
             unlocked += result.unlocked
+            self._watch(self._game, result.unlocked)
         return reward, unlocked
 
     def _count(self) -> Counters:

@@ -6,6 +6,7 @@ each rollout has a savepoint of its own in that transaction, so that one that ca
 
 from __future__ import annotations
 
+import itertools
 import queue
 import sqlite3
 import threading
@@ -50,12 +51,22 @@ _OUTCOME = (
 
 
 def default_trace_path(folder: Path) -> Path:
-    """`<folder>/task_app_traces_<YYYY-MM-DD_HH-MM-SS>.db` in local time; `_2`, `_3`, … before `.db` if it is taken."""
+    """`<folder>/task_app_traces_<YYYY-MM-DD_HH-MM-SS>.db` in local time; `_2`, `_3`, … before `.db` if it is taken.
+
+    The file is made, empty, so that of two task apps that start in the same second each has its own.
+    """
     stem = f"task_app_traces_{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    path, number = folder / f"{stem}.db", 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}_{number}.db"
+    for number in itertools.count(1):
+        path = folder / (f"{stem}.db" if number == 1 else f"{stem}_{number}.db")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=False)
+            break
+        except FileExistsError:
+            if not folder.is_dir():
+                break  # who opens the database says what is wrong with the folder
+        except OSError:
+            break
     return path
 
 

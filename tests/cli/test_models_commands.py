@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from crafter_pipeline import connections
 from crafter_pipeline.cli import main
 from crafter_pipeline.clients.backend import BackendClient
+from crafter_pipeline.promotion import Evidence, decide
 from train_app.app import make_app
 from train_app.jobs import Model
 
@@ -95,3 +96,58 @@ def test_what_is_not_there_is_a_line(trained, tmp_path, capsys, arguments, words
     assert main(["models", *arguments, *extra]) == 3
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def make_evidence(model_id: str, seeds: int = 8) -> Evidence:
+    return Evidence(
+        environment="crafter",
+        max_env_steps=100,
+        candidate=model_id,
+        against="crafter-random",
+        seeds=tuple(range(950_000, 950_000 + seeds)),
+        candidate_counts=(4,) * seeds,
+        against_counts=(1, 2) * (seeds // 2),
+    )
+
+
+def test_the_champion_is_shown_with_its_evidence_and_its_history(trained, capsys):
+    _, model_id = trained
+    assert main(["models", "champion"]) == 0
+    assert "No model is champion yet" in capsys.readouterr().out
+    client = connections.backend(URL)
+    moved = client.move_alias("champion", model_id, instead_of=None, evidence=make_evidence(model_id), by="a test")
+    assert moved.model_id == model_id and moved.evidence == make_evidence(model_id)
+    assert main(["models", "champion"]) == main(["models", "get", "champion"]) == 0
+    said = capsys.readouterr().out
+    assert f"{model_id}, champion since" in said and "crafter-random: +2.50" in said and "a test" in said
+    assert "to now" in said, "models get says it too"
+    assert main(["models", "champion", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["model_id"] == model_id and told["history"][0]["comparison"]["delta"] == 2.5
+
+
+def test_a_rollback_that_has_nowhere_to_go_is_a_line(trained, capsys):
+    _, model_id = trained
+    client = connections.backend(URL)
+    client.move_alias("champion", model_id, instead_of=None, evidence=make_evidence(model_id))
+    assert main(["models", "rollback", "--reason", "x"]) == 3
+    said = capsys.readouterr().err
+    assert "nobody was before" in said and said.count("\n") == 1
+    assert client.rollback_alias("champion", move=1).model_id is None
+
+
+def test_promote_runs_the_flow_with_what_was_said(trained, tmp_path, monkeypatch, capsys):
+    asked = []
+    outcome = decide(make_evidence("rl:x"), None)
+    monkeypatch.setattr("crafter_pipeline.cli.server.prefect_variables", dict)  # would stay for other tests
+    monkeypatch.setattr("flows.promote.promote", lambda *arguments: asked.append(arguments) or outcome)
+    (tmp_path / "gate.toml").write_text("max_env_steps = 50\n")
+    arguments = ["models", "promote", "rl:x", "--config", str(tmp_path / "gate.toml"), "--set", "seeds.count=8"]
+    assert main([*arguments, "--task-app", "http://t:1"]) == 0
+    assert outcome.why in " ".join(capsys.readouterr().out.split())
+    ((config, *rest),) = asked
+    assert (config.max_env_steps, config.seeds.start, config.seeds.count) == (50, 950_000, 8)
+    assert rest == ["rl:x", "http://t:1", None]
+    assert main(["models", "promote", "--json", "--set", "seeds.start=1"]) == 2
+    assert main(["models", "promote", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["promoted"] is True

@@ -48,6 +48,11 @@ class FarTaskApp:
         return RolloutResponse(run_id=request.run_id, trajectories=[], metrics=metrics, trace=shown)
 
 
+def always(client):
+    """The same client for each address."""
+    return lambda url: client
+
+
 def specs(imports=None):
     collect = EpisodeSpec.to_collect(CollectConfig(), URL, URL, imports)
     return {"collect": collect, "evaluate": EpisodeSpec.to_evaluate(EvaluateConfig(), "m", URL, URL, imports)}
@@ -56,21 +61,22 @@ def specs(imports=None):
 @pytest.mark.parametrize("purpose", ["collect", "evaluate"])
 def test_traces_that_come_with_answers_are_stored(tmp_path, make_rollout, purpose):
     spec = specs(tmp_path)[purpose]
+    far = always(FarTaskApp(make_rollout))
     for _ in range(2):
-        assert len(play(FarTaskApp(make_rollout), spec, [1, 2])) == 2
+        assert len(play(spec, [1, 2], far)) == 2
     expected = [make_rollout(spec.run_id(seed), seed=seed) for seed in (1, 2)]
     assert sorted(read_rollouts(tmp_path / FILE), key=lambda rollout: rollout.seed) == expected
 
 
 def test_without_a_trace_there_is_nothing_to_learn_from_but_a_score(tmp_path, make_rollout):
-    far, kinds = FarTaskApp(make_rollout, traced=False), specs(tmp_path)
-    assert len(play(far, kinds["evaluate"], [1])) == 1
+    far, kinds = always(FarTaskApp(make_rollout, traced=False)), specs(tmp_path)
+    assert len(play(kinds["evaluate"], [1], far)) == 1
     with pytest.raises(DataError, match="Switch its tracing on"):
-        play(far, kinds["collect"], [1])
+        play(kinds["collect"], [1], far)
 
 
 @pytest.mark.parametrize("purpose", ["collect", "evaluate"])
 def test_nothing_is_imported_where_the_task_app_writes_itself(tmp_path, make_rollout, purpose, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert len(play(FarTaskApp(make_rollout), specs()[purpose], [1])) == 1
+    assert len(play(specs()[purpose], [1], always(FarTaskApp(make_rollout)))) == 1
     assert list(tmp_path.iterdir()) == []

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from crafter_pipeline import run_report
 from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.contracts import EpisodeResult
+from crafter_pipeline.contracts import EpisodeResult, Reply, Rollout, StopReason, Turn
 from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.evaluation import evaluate
-from crafter_pipeline.report import render_html
+from crafter_pipeline.game import render_text
+from crafter_pipeline.game.setup import CrafterSetup
+from crafter_pipeline.report import read_report, render_html, write_report
 from crafter_pipeline.run_report import examples_of, report_of
 from crafter_pipeline.runs import Run
 from crafter_pipeline.traces.store import TraceStore
@@ -60,6 +63,74 @@ def test_without_traces_there_is_a_report_without_examples(run):
     assert report_of(run).examples == []
 
 
+@pytest.fixture
+def played(run):
+    """`played()`: the evaluation's episode, really played; with another seed, in another world than it says."""
+
+    def make(seed=SEED):
+        game = CrafterSetup().begin(seed, 4)
+        turns = []
+        for index in range(4):
+            before = render_text(game.observe(), "sparse")
+            result = game.step("do")
+            turns.append(
+                Turn(
+                    index=index,
+                    messages=(),
+                    reply=Reply("do"),
+                    actions=("do",),
+                    parse_failure=None,
+                    reward=float(len(result.unlocked)),
+                    unlocked=result.unlocked,
+                    started_at=1.0,
+                    ended_at=2.0,
+                    observation=before,
+                    next_observation=render_text(game.observe(), "sparse"),
+                )
+            )
+        spec = EpisodeSpec.to_evaluate(run.config.evaluate, MODEL, "", "")
+        return Rollout(
+            run_id=spec.run_id(SEED),
+            environment="crafter",
+            seed=SEED,
+            policy="crafter-react",
+            model=MODEL,
+            provider="custom",
+            turns=tuple(turns),
+            achievements=tuple(game.unlocked),
+            total_reward=sum(turn.reward for turn in turns),
+            env_steps=4,
+            stop_reason=StopReason.ENV_LIMIT,
+            created_at=1.0,
+            metadata={"policy_config": {}},
+        )
+
+    return make
+
+
+def test_the_last_trained_model_is_shown_in_its_first_held_out_world(run, played):
+    with TraceStore(run.traces / "a.db") as store:
+        store.add(played())
+    report = report_of(run)
+    (picture,) = report.pictures
+    assert (picture.label, picture.note.split(",")[0]) == ("sft", f"held-out seed {SEED}")
+    assert picture.words.startswith("start; ") and picture.words.endswith("the end (env limit)")
+    write_report(report, run.folder)
+    assert (run.folder / "episode-sft.png").read_bytes() == picture.png
+    assert read_report(run.folder).pictures == [picture]
+    assert 'src="data:image/png;base64,' in render_html(report)
+
+
+@pytest.mark.parametrize("broken", [{"seed": SEED + 1}, {"error": OSError("no textures")}])
+def test_what_cannot_be_shown_as_it_was_is_not_shown(run, played, broken, monkeypatch, caplog):
+    with TraceStore(run.traces / "a.db") as store:
+        store.add(played(broken.get("seed", SEED)))
+    if "error" in broken:
+        monkeypatch.setattr(run_report, "film", lambda rollout: (_ for _ in ()).throw(broken["error"]))
+    assert report_of(run).pictures == []
+    assert "No picture of" in caplog.text
+
+
 def test_a_model_of_dagger_tells_how_its_student_played_and_distillation_is_no_rl(run, make_manifest):
     run.outputs |= {
         "dagger-1-collect": Collected(model=MODEL, episodes=16, mean_achievements=5.5, mean_reward=5.0, env_steps=9),
@@ -74,4 +145,4 @@ def test_a_model_of_dagger_tells_how_its_student_played_and_distillation_is_no_r
     assert (dagger["method"], dagger["student_achievements"], dagger["rows"]) == ("dagger round 1", 5.5, 80)
     assert (rl["method"], rl["teacher"]) == ("on-policy distillation", "m2")
     assert list(report.training) == ["sft", "dagger-1", "rl"]
-    assert "dagger round 1, from" in render_html(report)
+    assert "dagger round 1" in render_html(report)

@@ -14,14 +14,14 @@ import pytest
 
 import flows.dagger
 import flows.pipeline
-from crafter_pipeline.config import DaggerConfig, DevEpisodes, PipelineConfig, RlConfig, SftConfig
+from crafter_pipeline.config import DaggerConfig, DevEpisodes, PipelineConfig, PromotionConfig, RlConfig, SftConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest, manifest_path, read_manifest, split_path
 from crafter_pipeline.errors import ConfigError, DataError, JobFailed
 from crafter_pipeline.report import read_report
 from crafter_pipeline.runs import Run
 from crafter_pipeline.services import Addresses
+from crafter_pipeline.training import TrainedModel
 from flows.dagger import dagger
-from flows.nightly_eval import nightly_eval
 from flows.pipeline import crafter_pipeline
 from flows.submit_rl import submit_rl
 from flows.submit_sft import submit_sft
@@ -86,7 +86,9 @@ def dataset_at(out: Path, make_manifest: Callable[..., DatasetManifest]) -> Data
 
 def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(world, config):
     task_app, backend, root = world
-    folder = Path(crafter_pipeline(profile="test", config=config))
+    state = crafter_pipeline(profile="test", config=config, return_state=True)
+    assert state.message.endswith("s: random 0.50 → sft 2.50 → rl 2.50 achievements (teacher 4.50)")
+    folder = Path(state.result())
     report = json.loads((folder / "report.json").read_text())
     assert report["status"] == "succeeded"
     assert [s["name"] for s in report["stages"]] == STAGES
@@ -187,7 +189,10 @@ def test_names_that_mean_the_newest_model_are_resolved_before_a_job_is_asked_for
     _, backend, root = world
     (root / "d.jsonl").write_text("{}")
     where = dict(task_app_url="http://127.0.0.1:9", backend_url="http://127.0.0.1:10")
-    submit_rl(RlConfig(advantage="distillation", teacher="latest:sft", group_size=1), "latest:rl", **where)
+    several = {**where, "task_app_url": "http://127.0.0.1:9, http://127.0.0.1:11"}
+    submit_rl(RlConfig(advantage="distillation", teacher="latest:sft", group_size=1), "latest:rl", **several)
+    assert backend.asked[-1]["task_app_url"] == "http://127.0.0.1:9"
+    assert backend.asked[-1]["config"].task_app_urls == ("http://127.0.0.1:11",), "replicas share the rollouts"
     assert backend.asked[-1]["config"].teacher == "fft:crafter-tiny:job_1"
     assert backend.asked[-1]["source"] == "rl:crafter-tiny:job_2"
     submit_sft(SftConfig(base_model="latest:sft", dev=DevEpisodes()), dataset=root / "d.jsonl", **where)
@@ -202,16 +207,31 @@ def _job_failed(*args):
     raise JobFailed("the worker's last words")
 
 
-def test_nightly_evaluates_the_newest_model(world):
-    evaluation = nightly_eval(task_app_url="http://127.0.0.1:9", backend_url="http://127.0.0.1:10")
-    assert evaluation.model == "rl:crafter-tiny:job_2"
-
-
 def test_the_flow_is_a_table_of_contents():
     tree = ast.parse(inspect.getsource(crafter_pipeline.fn))
     assert not [n for n in ast.walk(tree) if isinstance(n, (ast.For, ast.While, ast.Try))]
     assert sum(isinstance(n, ast.If) for n in ast.walk(tree)) <= 1
     assert len(inspect.getsource(crafter_pipeline.fn).splitlines()) < 60
+
+
+def test_a_promotion_asks_as_the_evaluation_does_on_the_gates_worlds(config):
+    asked = {"evaluate": {"max_env_steps": 77, "seeds": {"start": 1_000_000, "count": 4}}, "environment": "math"}
+    assert config.promotion is None, "nobody is promoted unless that is asked for"
+    promotion = PipelineConfig.model_validate({**asked, "promotion": {"concurrency": 3}}).promotion
+    assert (promotion.max_env_steps, promotion.concurrency, promotion.environment) == (77, 3, "math")
+    assert promotion.seeds.start == 950_000
+
+
+def test_a_promotion_is_a_stage_of_the_rl_model(tmp_path, config):
+    asked = config.model_copy(update={"promotion": PromotionConfig()})
+    at, staged = Addresses("http://127.0.0.1:9", "http://127.0.0.1:10"), []
+    for run in (Run(tmp_path, config), Run(tmp_path, asked)):
+        run.stage = lambda *inputs, **places: staged.append((inputs, places))
+        judge = flows.pipeline.Judge(run, run.config, at)
+        flows.pipeline.promoted(run, at, TrainedModel(id="rl:m:job_2", job_id="job_2", parent="m"), judge)
+    (inputs, places), *more = staged
+    assert not more and inputs == ("promote", flows.pipeline.promote, asked.promotion, "rl:m:job_2")
+    assert places["backend_url"] == at.backend_url and places["task_app_url"] == at.task_app_url
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path, config):

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from crafter_pipeline import connections, services
-from crafter_pipeline.clients.backend import Job, JobEvent, JobMetric
+from crafter_pipeline.clients.backend import Alias, AliasMove, Job, JobEvent, JobMetric
 from crafter_pipeline.clients.task_app import NoLiveRoutes
 from crafter_pipeline.contracts import RolloutMetrics, RolloutRequest, RolloutResponse
 from crafter_pipeline.errors import BackendError, TaskAppError
+from crafter_pipeline.promotion import Evidence
 
 STRENGTH = {"crafter-random": 0, "crafter-expert": 4}
 UNLOCKS = ("collect_wood", "place_table", "eat_cow", "collect_sapling", "wake_up")
@@ -72,6 +73,10 @@ class FakeBackend(Flaky):
         super().__init__()
         self.asked: list[dict[str, Any]] = []
         """What each job was created of."""
+        self.champions: list[str] = []
+        """The last one is."""
+        self.serves: str | None = None
+        """Who answers as champion; None: the champion does."""
 
     def upload(self, path: Path) -> str:
         self._call("upload")
@@ -86,6 +91,20 @@ class FakeBackend(Flaky):
         self._call("create_rl")
         self.asked.append({"config": config, **rest})
         return f"job_{idempotency_key}"
+
+    def plan(self, payload: Any) -> dict[str, Any]:
+        return {
+            "device": "cpu",
+            "machine": "a machine of the test",
+            "steps": 2,
+            "seconds_range": [10.0, 40.0],
+            "memory": {"total": 1 << 30},
+            "memory_bytes": 8 << 30,
+            "fits": True,
+        }
+
+    def cancel(self, job_id: str) -> None:
+        self._call("cancel")
 
     def start(self, job_id: str) -> None:
         self._call("start")
@@ -110,9 +129,45 @@ class FakeBackend(Flaky):
     def metrics(self, job_id: str, after_step: int | None = None, limit: int = 0) -> list[JobMetric]:
         return [m for m in (JobMetric("train.loss", s, 1 / s) for s in (1, 2)) if m.step > (after_step or 0)]
 
+    def model(self, model_id: str) -> dict[str, Any]:
+        for model in self.models():
+            if model_id in (model["id"], f"latest:{model['kind']}"):
+                return model
+        unknown = BackendError(f"There is no trained model {model_id!r}.")
+        unknown.status = 404
+        raise unknown
+
     def models(self, kind: str | None = None) -> list[dict[str, Any]]:
         self._call("models")
         return [{"id": "rl:crafter-tiny:job_2", "kind": "rl"}, {"id": "fft:crafter-tiny:job_1", "kind": "sft"}]
+
+    def alias(self, name: str) -> Alias:
+        self._call("alias")
+        return self._alias()
+
+    def move_alias(self, name: str, model: str, *, instead_of: str | None, evidence: Evidence, by: str) -> Alias:
+        self._call("move_alias")
+        assert instead_of == self.champion and evidence.candidate == model
+        self.champions.append(model)
+        return self._alias()
+
+    def rollback_alias(self, name: str, *, move: int | None = None, by: str, reason: str) -> Alias:
+        self._call("rollback_alias")
+        assert move in (None, len(self.champions))
+        self.champions.pop()
+        return self._alias()
+
+    def serving(self, model: str) -> str:
+        self._call("serving")
+        return self.serves or str(self.champion)
+
+    @property
+    def champion(self) -> str | None:
+        return self.champions[-1] if self.champions else None
+
+    def _alias(self) -> Alias:
+        moves = [AliasMove(n, "promoted", m, "", "", "", None) for n, m in enumerate(self.champions, start=1)]
+        return Alias("champion", self.champion, None, None, tuple(moves[::-1]))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import tasks.artifacts
 import tasks.dataset
 import tasks.scoring
 import tasks.task_app
+import tasks.training
 from crafter_pipeline.config import (
     EvaluateConfig,
     FilterConfig,
@@ -24,7 +26,7 @@ from crafter_pipeline.config import (
 )
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, shards
-from crafter_pipeline.errors import DataError, ServiceError
+from crafter_pipeline.errors import DataError, JobFailed, ServiceError
 from crafter_pipeline.services import ServiceGone
 from crafter_pipeline.training import RlJob, SftJob
 from tasks.artifacts import publish_dataset_artifact, publish_evaluation_artifact
@@ -32,7 +34,7 @@ from tasks.dataset import filter_traces, hash_dataset
 from tasks.episodes import play_all, play_episodes
 from tasks.scoring import score
 from tasks.task_app import check_task_app, deploy_to_modal, start_task_app, try_task_app
-from tasks.training import await_job, resolve_model, submit_job, upload_dataset
+from tasks.training import await_job, resolve_model, submit_job, train, upload_dataset
 from tests.standins.orchestration import FakeBackend, FakeTaskApp, standins
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -139,6 +141,41 @@ def test_waiting_for_a_job_goes_on_after_a_failure(services):
     assert model.id == "fft:crafter-tiny:job_1"
     assert model.curves == {"train.loss": [(1, 1.0), (2, 0.5)]}
     assert model.warnings == ["a warning of job_1"]
+
+
+@pytest.mark.parametrize(
+    "leaves, ours, cancelled", [(KeyboardInterrupt, False, 1), (KeyboardInterrupt, True, 0), (JobFailed, False, 0)]
+)
+def test_a_cancelled_run_cancels_its_job_where_nobody_else_stops_it(services, monkeypatch, leaves, ours, cancelled):
+    """A job on a backend that ends with the run is left for the next one; one that fails is no business of ours."""
+    _, backend = services
+    monkeypatch.setattr(backend, "wait", lambda *_: (_ for _ in ()).throw(leaves("for the test")))
+    monkeypatch.setattr(crafter_pipeline.services, "_children", {"127.0.0.1:9"} if ours else set())
+    with pytest.raises(leaves):
+        await_job.fn("job_1", SFT, URL)
+    assert backend.calls["cancel"] == cancelled
+
+
+@pytest.mark.parametrize(
+    "device, found, waits", [("auto", "cpu", False), ("auto", "cuda", True), ("cuda", "cpu", True)]
+)
+def test_a_job_that_trains_on_a_gpu_waits_for_its_turn(services, monkeypatch, device, found, waits):
+    _, backend = services
+    held = []
+
+    @contextmanager
+    def concurrency(name, strict):
+        held.append(name)
+        yield
+        held.append("released")
+
+    plan = backend.plan({})
+    monkeypatch.setattr(backend, "plan", lambda payload: {**plan, "device": found})
+    monkeypatch.setattr(tasks.training, "concurrency", concurrency)
+    monkeypatch.setattr(tasks.training, "submit_job", lambda *_: held.append("job"))
+    monkeypatch.setattr(tasks.training, "await_job", lambda *_: "model")
+    assert train(RL.model_copy(update={"config": RlConfig(device=device)}), URL) == "model"
+    assert held == (["crafter-gpu", "job", "released"] if waits else ["job"])
 
 
 def test_resolving_the_newest_model_is_tried_again(services):

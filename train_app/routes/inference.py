@@ -19,6 +19,7 @@ from train_app.builtin import NoObservation, builtin_models, completion
 from train_app.disconnects import Gone, unless_gone
 from train_app.guard import Guard
 from train_app.inference_proxy import InferenceProxy, Keep
+from train_app.jobs import ALIASES, is_moving
 
 PREFIXES = ("/v1", "/api/inference/v1", "/api/v1/inference/v1")
 CHAT, COMPLETIONS = "chat/completions", "completions"
@@ -98,7 +99,7 @@ class Inference:
         model = self._backend.store.resolve_model(name)
         if model is not None:
             found = (model.path, model.id)
-            if not name.startswith("latest:"):
+            if not is_moving(name):
                 self._resolved[name] = found
             return found
         path = self._backend.store.weights_of(name, self._backend.aliases)
@@ -142,7 +143,8 @@ class Inference:
 
     def _known(self) -> list[str]:
         trained = (m.id for m in self._backend.store.models(limit=1000))
-        return [*self._builtins, TINY, *self._backend.aliases, *trained]
+        held = (alias for alias in ALIASES if self._backend.store.resolve_model(alias) is not None)
+        return [*self._builtins, TINY, *self._backend.aliases, *held, *trained]
 
 
 def _model_view(name: str) -> dict[str, Any]:

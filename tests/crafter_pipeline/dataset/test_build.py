@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import sqlite3
 
 import orjson
@@ -11,7 +12,7 @@ from crafter_pipeline.config import FilterConfig
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.dataset import build as building
 from crafter_pipeline.dataset.build import build_dataset
-from crafter_pipeline.dataset.manifest import card_path, images_path, manifest_path, split_path
+from crafter_pipeline.dataset.manifest import card_path, images_path, manifest_path, read_manifest, split_path
 from crafter_pipeline.errors import DataError, EmptyDatasetError
 
 
@@ -291,3 +292,23 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, make_db, make_rollout, monk
     with pytest.raises(DataError, match="No space left on device.*Check the disk"):
         build_dataset([path], FilterConfig(), out)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_what_is_cut_off_while_it_is_published_is_no_dataset(tmp_path, make_db, make_rollout, monkeypatch):
+    """New rows under the manifest of the old ones would be trained on as these."""
+    out = tmp_path / "d.jsonl"
+    build_dataset([make_db([make_rollout()])], FilterConfig(), out)
+    replace_, published = os.replace, []
+
+    def cut_off(source, target):
+        if published:
+            raise OSError(errno.EIO, "cut off for the test")
+        published.append(target)
+        replace_(source, target)
+
+    monkeypatch.setattr(os, "replace", cut_off)
+    with pytest.raises(DataError, match="cut off"):
+        build_dataset([make_db([make_rollout("other", seed=5)], "other.db")], FilterConfig(), out)
+    assert published == [out]
+    with pytest.raises(DataError):
+        read_manifest(out)

@@ -22,7 +22,6 @@ from crafter_pipeline.report import (
     verdict,
     write_report,
 )
-from crafter_pipeline.report.report import lineage
 
 
 def bare(**facts) -> RunReport:
@@ -229,12 +228,3 @@ def test_a_student_that_plays_at_random_is_not_said_to_learn(make_evaluation):
     evaluations = [make_evaluation("random", 2.0), make_evaluation("sft", 2.01)]
     v = verdict(bare(evaluations=evaluations, comparisons=compare_all(evaluations, 1000)))
     assert v.learned == "unclear"
-
-
-# --------------------------------------------------------------------------- parts
-
-
-def test_lineage_runs_from_seeds_to_models(full_report):
-    nodes = lineage(full_report)
-    assert [kind for kind, _, _ in nodes] == ["seeds", "traces", "dataset", "model", "model"]
-    assert nodes[-1][1:] == ("rl:crafter-tiny:job_77b0e2d4", "from fft:crafter-tiny:job_3f2a91c0")

@@ -11,6 +11,12 @@ from crafter_pipeline.settings import Settings
 from crafter_pipeline.traces.location import local_file, written_database
 
 
+@pytest.fixture(autouse=True)
+def working_directory(monkeypatch, tmp_path):
+    """A new database is made at once, empty, where it is to be."""
+    monkeypatch.chdir(tmp_path)
+
+
 def settings(**variables) -> Settings:
     return Settings(_env_file=None, **variables)
 

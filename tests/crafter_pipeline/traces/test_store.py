@@ -342,12 +342,9 @@ def test_a_newer_schema_is_refused(make_db):
 
 
 def test_default_names_are_unique(tmp_path):
-    names = set()
-    for _ in range(3):
-        path = default_trace_path(tmp_path)
-        path.touch()
-        names.add(path.name)
-    assert len(names) == 3 and all(n.startswith("task_app_traces_20") for n in names)
+    with ThreadPoolExecutor(8) as pool:  # in the same second, before any of them opens its database
+        names = [path.name for path in pool.map(lambda _: default_trace_path(tmp_path / "new"), range(8))]
+    assert len(set(names)) == 8 and all(n.startswith("task_app_traces_20") for n in names)
 
 
 def test_a_turn_is_compact(make_db, make_rollout, make_turn):

@@ -1,53 +1,36 @@
-"""`crafter-pipeline doctor`: what has to be true of this machine, one check per function."""
+"""The machine and what is installed on it."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
-from crafter_pipeline.cli.server import DEFAULT_PORT, configured_api_url, healthy
-from crafter_pipeline.connections import project_root
+from crafter_pipeline.cli.doctor.check import Check, State
+from crafter_pipeline.cli.server import DEFAULT_PORT, healthy, prefect_home
+from crafter_pipeline.detached import state_dir
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.processes import listen
 from crafter_pipeline.settings import Settings, load_settings
 
-State = Literal["ok", "note", "broken"]
-
 PINS = {"fastapi": (0, 151), "sqlalchemy": (2, 1)}
 """Below these; see pyproject.toml for the reasons."""
 TOP_LEVEL = ("crafter_pipeline", "flows", "tasks", "task_app", "train_app")
+LOW_DISK_GB = 5.0
+NO_DISK_GB = 0.5
+TORCH_PROBE = """
+import json, torch
+cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+print(json.dumps({"gpus": gpus, "mps": mps, "bf16": cuda and torch.cuda.is_bf16_supported()}))
+"""
 SERVICE_PORTS = {DEFAULT_PORT: "Prefect server", 8000: "training backend", 8001: "task app"}
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding."""
-
-    name: str
-    state: State
-    """note: worth knowing; broken: something will not work."""
-    says: str
-
-
-def doctor(*, as_json: bool = False) -> int:
-    """Run every check, print the findings; 1 when something is broken."""
-    findings = [finding for check in CHECKS for finding in _guarded(check)]
-    if as_json:
-        print(json.dumps([asdict(f) for f in findings], indent=1))
-    else:
-        marks = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
-        for f in findings:
-            print(f"{marks[f.state]}  {f.name:<16} {f.says}")
-    return 1 if any(f.state == "broken" for f in findings) else 0
 
 
 def python_version() -> list[Check]:
@@ -68,14 +51,6 @@ def pinned_packages() -> list[Check]:
         says = found if good else f"{found}: Prefect needs less than {below}. pip install '{name}<{below}'"
         findings.append(Check(name, "ok" if good else "broken", says))
     return findings
-
-
-def prefect_server() -> list[Check]:
-    """The server's app can be imported; in a child, since that takes seconds and much memory."""
-    code = "import prefect; from prefect.server.api.server import create_app; print(prefect.__version__)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
-    last = (answer.stdout if answer.returncode == 0 else answer.stderr).strip().splitlines()[-1:]
-    return [Check("prefect", "ok" if answer.returncode == 0 else "broken", "".join(last))]
 
 
 def duckdb_sqlite() -> list[Check]:
@@ -107,17 +82,58 @@ def bfloat16() -> list[Check]:
     return [Check("bf16", "ok" if has else "note", ", ".join(sorted(has)) or "not in this CPU: training runs in fp32")]
 
 
+def accelerator() -> list[Check]:
+    """A GPU or Apple's MPS, as torch sees it (in a child: it takes seconds), and whether the GPU computes in bf16."""
+    if importlib.util.find_spec("torch") is None:
+        return [Check("accelerator", "note", _driver() or "none found; without torch nothing trains here anyway")]
+    command = [sys.executable, "-c", TORCH_PROBE]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if answer.returncode:
+        return [Check("accelerator", "broken", "".join(answer.stderr.strip().splitlines()[-1:]))]
+    found = json.loads(answer.stdout.splitlines()[-1])
+    if found["gpus"]:
+        dtypes = "with bf16" if found["bf16"] else "without bf16: training runs in fp16 or fp32"
+        return [Check("accelerator", "ok", f"{', '.join(found['gpus'])}, {dtypes}")]
+    if found["mps"]:
+        return [Check("accelerator", "ok", "MPS")]
+    if driver := _driver():
+        return [Check("accelerator", "broken", f"{driver}, but this torch does not see it: install one built for CUDA")]
+    return [Check("accelerator", "ok", "none: training and inference use the CPU")]
+
+
+def _driver() -> str:
+    """GPUs that NVIDIA's driver names; empty: no driver, or none."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return "; ".join(answer.stdout.strip().splitlines()) if answer.returncode == 0 else ""
+
+
+def disk_space() -> list[Check]:
+    """Room where runs, models and Prefect's database are written."""
+    settings, findings = load_settings(), []
+    for folder in (settings.crafter_pipeline_runs, settings.crafter_pipeline_data, prefect_home()):
+        free = shutil.disk_usage(_existing(folder.absolute())).free / 1e9
+        state: State = "ok" if free > LOW_DISK_GB else "note" if free > NO_DISK_GB else "broken"
+        findings.append(Check("disk", state, f"{free:,.1f} GB free for {folder}"))
+    return findings
+
+
 def write_access() -> list[Check]:
     """Folders that runs and services write to."""
     findings = []
-    for folder in (load_settings().crafter_pipeline_runs.absolute(), project_root() / ".crafter"):
-        parent = next(p for p in (folder, *folder.parents) if p.exists())
+    for folder in (load_settings().crafter_pipeline_runs.absolute(), state_dir(), prefect_home()):
         try:
-            with tempfile.TemporaryFile(dir=parent):
+            with tempfile.TemporaryFile(dir=_existing(folder)):
                 findings.append(Check("write", "ok", str(folder)))
         except OSError as e:
             findings.append(Check("write", "broken", f"{folder} cannot be written: {e.strerror}"))
     return findings
+
+
+def _existing(folder: Path) -> Path:
+    return next(p for p in (folder, *folder.parents) if p.exists())
 
 
 def ports() -> list[Check]:
@@ -134,16 +150,6 @@ def ports() -> list[Check]:
     return findings
 
 
-def prefect_api() -> list[Check]:
-    """The server that is configured."""
-    url = configured_api_url()
-    if url is None:
-        return [Check("PREFECT_API_URL", "note", "not set: `run` starts a server of its own, `up` one on 4200")]
-    if healthy(url):
-        return [Check("PREFECT_API_URL", "ok", url)]
-    return [Check("PREFECT_API_URL", "note", f"nothing answers at {url}")]
-
-
 def keys() -> list[Check]:
     """Which secrets are set; names only."""
     settings = load_settings()
@@ -156,7 +162,7 @@ def keys() -> list[Check]:
 
 def top_level_names() -> list[Check]:
     """Our generic package names mean our packages."""
-    here, findings = Path(__file__).resolve().parents[2], []
+    here, findings = Path(__file__).resolve().parents[3], []
     for name in TOP_LEVEL:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin).resolve() if spec and spec.origin else None
@@ -173,27 +179,3 @@ def installed() -> list[Check]:
         return [
             Check("crafter-pipeline", "note", "not installed (pip install -e .): bare deployment names do not work")
         ]
-
-
-CHECKS: tuple[Callable[[], list[Check]], ...] = (
-    python_version,
-    installed,
-    top_level_names,
-    pinned_packages,
-    prefect_server,
-    duckdb_sqlite,
-    training,
-    bfloat16,
-    write_access,
-    ports,
-    prefect_api,
-    keys,
-)
-
-
-def _guarded(check: Callable[[], list[Check]]) -> list[Check]:
-    """A check that breaks is a finding."""
-    try:
-        return check()
-    except Exception as e:
-        return [Check(check.__name__, "broken", f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}")]
