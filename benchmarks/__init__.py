@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SUBJECTS = ("game", "task_app", "traces", "dataset", "sft", "rl", "inference")
+SUBJECTS = ("game", "task_app", "traces", "dataset", "sft", "rl", "inference", "prefect")
 """In the order in which they run."""
 RESULTS = Path(__file__).with_name("results")
 
