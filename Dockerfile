@@ -1,17 +1,27 @@
+# Two images from this checkout.
+#
 # The task app alone: the core without extras, so no torch.
 #   docker build --tag crafter-pipeline-task-app .
 #   docker run --rm --publish 127.0.0.1:8001:8001 --env ENVIRONMENT_API_KEY crafter-pipeline-task-app
-FROM python:3.11-slim-bookworm AS build
+#
+# Everything that Prefect runs, for compose.yaml and docker pools; EXTRAS=train adds torch, for whoever trains.
+#   docker build --target pipeline --tag crafter-pipeline .
+#   docker build --target pipeline --build-arg EXTRAS=train --tag crafter-pipeline:train .
+FROM python:3.11-slim-bookworm AS base
 
-WORKDIR /build
-RUN python -m venv /opt/task-app
-ENV PATH=/opt/task-app/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
+
+FROM base AS checkout
+
+WORKDIR /app
+RUN python -m venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH
 
 # The dependencies first: they change less often than the code.
 COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > dependencies.txt \
-    && pip install --constraint constraints.txt --requirement dependencies.txt
+      > /tmp/dependencies.txt \
+    && pip install --constraint constraints.txt --requirement /tmp/dependencies.txt
 
 COPY README.md LICENSE ./
 COPY crafter_pipeline crafter_pipeline
@@ -19,13 +29,29 @@ COPY task_app task_app
 COPY train_app train_app
 COPY flows flows
 COPY tasks tasks
+
+FROM checkout AS pipeline
+
+# The checkout stays: Prefect reads its settings and prefect.yaml from the folder it is started in.
+ARG EXTRAS=""
+RUN pip install --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}" \
+    && useradd --create-home --uid 1000 pipeline \
+    && install --directory --owner pipeline /data traces ft_data
+COPY prefect.yaml ./
+COPY configs configs
+ENV HOME=/home/pipeline MPLCONFIGDIR=/tmp PREFECT_HOME=/data/prefect \
+    CRAFTER_PIPELINE_RUNS=/data/runs CRAFTER_PIPELINE_DATA=/data/train_data CRAFTER_PIPELINE_STATE=/home/pipeline/state
+USER pipeline
+
+FROM checkout AS build
+
 RUN pip install --no-deps .
 
-FROM python:3.11-slim-bookworm
+FROM base
 
 RUN useradd --create-home --uid 1000 player && install --directory --owner player --mode 0777 /traces
-COPY --from=build /opt/task-app /opt/task-app
-ENV PATH=/opt/task-app/bin:$PATH PYTHONUNBUFFERED=1 HOME=/home/player MPLCONFIGDIR=/tmp
+COPY --from=build /opt/venv /opt/venv
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/player MPLCONFIGDIR=/tmp
 USER player
 WORKDIR /home/player
 VOLUME /traces
