@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from crafter_pipeline.cli import profile
+from crafter_pipeline.cli.dead_runs import crash_dead_runs
 from crafter_pipeline.cli.deployments import POOL
 from crafter_pipeline.cli.server import (
     DEFAULT_PORT,
@@ -98,7 +99,7 @@ def supervise() -> int:
         write_whole(_ready_file(), "\n".join(said) + "\n")
         stack.callback(_ready_file().unlink, missing_ok=True)
         print("\n".join(said), flush=True)
-        watch([Part(service) for service in parts], _say)
+        watch([Part(service) for service in parts], _say, _see_to_runs if ours else lambda: None)
     return 0
 
 
@@ -243,6 +244,14 @@ def _links(api_url: str, logs: Path, *, ours: bool) -> list[str]:
     if ours:
         lines.append(f"Run folders: {pages}{RUN_FILES}/")
     return [*lines, f"Worker for pool {POOL} (log {logs / WORKER_LOG})"]
+
+
+def _see_to_runs() -> None:
+    try:
+        for name in crash_dead_runs(POOL):
+            _say(f"The process of flow run {name} is gone: it counts as crashed now")
+    except Exception as e:  # the server is being started again; the next time will do
+        _say(f"Flow runs were not looked at: {type(e).__name__}: {e}")
 
 
 def _say(text: str) -> None:

@@ -40,9 +40,19 @@ class Part:
         say(f"{why}; started again as process {self.service.process.pid}. Log: {self.service.log}")
 
 
-def watch(parts: list[Part], say: Callable[[str], None], poll_seconds: float = 0.5) -> None:
-    """See to the parts for ever."""
+def watch(
+    parts: list[Part],
+    say: Callable[[str], None],
+    chore: Callable[[], None],
+    chore_seconds: float = 30.0,
+    poll_seconds: float = 0.5,
+) -> None:
+    """See to the parts for ever, and to the chore now and then."""
+    done = -chore_seconds
     while True:
         for part in parts:
             part.see_to(say)
+        if time.monotonic() - done >= chore_seconds:
+            chore()
+            done = time.monotonic()
         time.sleep(poll_seconds)

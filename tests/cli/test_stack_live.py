@@ -21,7 +21,7 @@ import httpx
 import psutil
 import pytest
 
-from crafter_pipeline.processes import free_port
+from crafter_pipeline.processes import free_port, listen, url_of
 
 pytestmark = pytest.mark.slow
 
@@ -179,3 +179,20 @@ def test_what_is_killed_comes_back(start, tmp_path):
         assert run["state_type"] == "COMPLETED"
         assert stack.part(module).pid != killed.pid
         assert f"(process {killed.pid}) ended with exit code -9; started again" in stack.logs()
+
+
+def test_a_run_that_was_killed_with_its_worker_does_not_hold_up_the_next_one(start):
+    """SIGKILL of flow and worker at once: the run ends as Crashed, and the next one of its deployment starts."""
+    stack = start(Path(sys.executable))
+    with listen("127.0.0.1", 0) as silent:
+        where = ["-p", f"task_app_url={url_of(silent)}", "-p", f"backend_url={url_of(silent)}"]
+        worker, run_id = stack.part("crafter_pipeline.cli.worker"), stack.trigger("submit-rl", *where)
+        running = {"id": {"any_": [run_id]}, "state": {"type": {"any_": ["RUNNING"]}}}
+        stack.wait(lambda: bool(stack.runs(running)), "no run starts")
+        stack.wait(lambda: stack.runs(running)[0]["infrastructure_pid"] is not None, "its process is not known")
+        worker.suspend()  # it must not see its run die
+        for process in [*worker.children(), worker]:
+            process.kill()
+        run = stack.ended(run_id)
+        assert run["state_type"] == "CRASHED" and "process is gone" in run["state"]["message"]
+    assert stack.ended(stack.trigger("submit-rl", *where))["state_type"] == "FAILED"
