@@ -17,7 +17,7 @@ import yaml
 
 from crafter_pipeline.processes import Service
 from tests.standins.command_lines import unknown
-from tests.standins.prefect_stack import prefect_stack
+from tests.standins.prefect_stack import PrefectStack
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "prefect.md").read_text()
@@ -99,7 +99,7 @@ def test_the_examples_run_without_a_server(tmp_path):
 @pytest.mark.slow
 def test_a_deployment_gives_the_typed_result(tmp_path):
     play, _, deploy = blocks("python")
-    with two_services(tmp_path) as at, prefect_stack(tmp_path, **at) as stack:
+    with two_services(tmp_path) as at, PrefectStack.opened(tmp_path, **at) as stack:
         stack.deploy()
         said = run_examples([play, deploy], tmp_path, stack.environment)
     assert re.search(r"^Completed 8 of 8 seeds, mean \d", said, re.M), "the deployment's state"

@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
-from crafter_pipeline.cli.server import prefect_server
 from crafter_pipeline.config import NightlyConfig, SeedRange
 from crafter_pipeline.nightly import REGRESSED, Nights
 from crafter_pipeline.processes import Service
 from crafter_pipeline.traces.reader import read_rollouts, trace_databases
 from tests.standins.nights import plant_baseline
+from tests.standins.prefect_stack import ROOT, PrefectStack, until
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 CONFIG = NightlyConfig(
     models=("champion", "crafter-random"),
     seeds=SeedRange(start=1_000_000, count=8),
     max_env_steps=20,
     bootstrap=200,
 )
-SECONDS = 120.0
-"""Longest wait for anything."""
 
 
-class Stack:
-    """A Prefect server and a worker that know of the nightly evaluation and of the alert, and of nothing else."""
-
-    def __init__(self, folder: Path, api: str, variables: dict[str, str]) -> None:
-        self.folder, self.api, self.variables = folder, api, {**variables, "PREFECT_API_URL": api}
-
-    def prefect(self, *words: str) -> None:
-        """Run `prefect …` in the checkout."""
-        command = [sys.executable, "-m", "prefect", *words]
-        done = subprocess.run(
-            command, env={**os.environ, **self.variables}, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+class Stack(PrefectStack):
+    """That knows of the nightly evaluation and of the alert, and of nothing else."""
 
     def ask(self, what: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.api}/{what}/filter", json=body, timeout=30.0)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
+        return self.post(f"/{what}/filter", body)
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
         """The flow runs of a deployment, the first one first."""
@@ -64,8 +42,8 @@ class Stack:
 
     def pause(self, deployment: str) -> None:
         """No further runs; those under way end."""
-        found = httpx.get(f"{self.api}/deployments/name/{deployment}/{deployment}").json()["id"]
-        assert httpx.post(f"{self.api}/deployments/{found}/pause_deployment").status_code < 300
+        found = self.get(f"/deployments/name/{deployment}/{deployment}")["id"]
+        self.post(f"/deployments/{found}/pause_deployment")
         busy = {"PENDING", "RUNNING", "CANCELLING"}
         until(lambda: not [r for r in self.runs(deployment) if r["state"]["type"] in busy], f"the end of {deployment}")
 
@@ -73,34 +51,20 @@ class Stack:
 @pytest.fixture
 def stack(tmp_path: Path, monkeypatch) -> Iterator[Stack]:
     """With prefect.yaml as it is, but for the schedule and the addresses; `crafter-random` was far better once."""
-    for name in ("ENVIRONMENT_API_KEY", "SYNTH_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path / "runs"))
     plant_baseline("crafter-random", 12, CONFIG)
-    variables = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    task_app = _service(tmp_path, "task_app", "grpo-crafter", "--trace", str(tmp_path / "traces"))
-    backend = _service(tmp_path, "train_app", "--data", str(tmp_path / "backend"))
-    server = prefect_server(tmp_path / "server.log", scheduled=True, environment=variables)
-    with ExitStack() as ends:
-        for service in (server, task_app, backend):
-            service.start()
-            ends.callback(service.stop)
-        for service, path in ((server, "/api/health"), (task_app, "/livez"), (backend, "/livez")):
-            service.wait_ready(SECONDS, path)
-        stack = Stack(tmp_path, f"{server.url}/api", variables)
-        stack.prefect("work-pool", "create", "crafter", "--type", "process")
+    traces, data = ["grpo-crafter", "--trace", str(tmp_path / "traces")], ["--data", str(tmp_path / "backend")]
+    with (
+        Stack.opened(tmp_path, scheduled=True) as stack,
+        Service("task app", "task_app", traces, log=tmp_path / "app.log") as task_app,
+        Service("backend", "train_app", data, log=tmp_path / "backend.log") as backend,
+    ):
         deployments = nightly_yaml(tmp_path / "prefect.yaml", task_app.url, backend.url)
         stack.prefect("--no-prompt", "deploy", "--all", "--prefect-file", str(deployments))
-        worker = _service(tmp_path, "crafter_pipeline.cli.worker", "crafter", "test", listens=False, **stack.variables)
-        worker.start()
-        ends.callback(worker.stop)
-        ends.callback(stack.pause, "nightly-eval")
-        yield stack
-
-
-def _service(folder: Path, module: str, *arguments: str, listens: bool = True, **environment: str) -> Service:
-    log = folder / f"{module}.log"
-    return Service(module, module, arguments, host="127.0.0.1" if listens else None, log=log, environment=environment)
+        try:
+            yield stack
+        finally:
+            stack.pause("nightly-eval")
 
 
 def nightly_yaml(path: Path, task_app_url: str, backend_url: str) -> Path:
@@ -146,10 +110,3 @@ def test_a_scheduled_night_finds_a_regression_and_somebody_is_told(stack):
     nights = len(Nights.of("crafter-random").history()) - 1
     played = [rollout for path in trace_databases(stack.folder / "traces") for rollout in read_rollouts(path)]
     assert len(played) == nights * CONFIG.seeds.count, "every night played anew"
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < deadline, f"still waiting for {what}"
-        time.sleep(0.5)

@@ -1,34 +1,27 @@
 """A run that is killed, wherever that happens, goes on from there: counted in seeds played, training steps and calls.
 
-With a Prefect server and a worker of the test's own, as `up` would start them.
+With a Prefect server and a worker of the test's own.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
-from crafter_pipeline.cli.server import prefect_server
 from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.processes import Service
 from crafter_pipeline.report import read_report
+from tests.standins.prefect_stack import PrefectStack, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_STEPS = 2
 CONFIG = PipelineConfig.model_validate(
     {
@@ -42,102 +35,31 @@ CONFIG = PipelineConfig.model_validate(
 )
 LONG = CONFIG.model_copy(update={"rl": CONFIG.rl.model_copy(update={"iterations": 200})})
 """Does not end by itself while a test looks."""
-SECONDS = 240.0
-"""Longest wait for anything."""
 
 
-class Stack:
-    """A Prefect server, a worker and the deployment `crafter-pipeline`, all of a test's own."""
+class Stack(PrefectStack):
+    """With the deployment `crafter-pipeline`, and a look at what its run has done."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.runs = folder, folder / "runs"
-        self.variables = {
-            "PREFECT_HOME": str(folder / "prefect"),
-            "CRAFTER_PIPELINE_RUNS": str(self.runs),
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
-            "PYTHONPATH": str(ROOT),
-        }
-        self.server = prefect_server(folder / "server.log", scheduled=True, environment=self.variables)
-        self.server.start()
-        self.variables |= {"PREFECT_API_URL": f"{self.server.url}/api"}
-        self.worker = self._worker()
-
-    def _worker(self) -> Service:
-        log = self.folder / "worker.log"
-        return Service(
-            "worker", "crafter_pipeline.cli.worker", ["crafter", "test"], host=None, log=log, environment=self.variables
-        )
-
-    def open(self) -> None:
-        """Wait for the server, deploy, start the worker."""
-        self.server.wait_ready(120.0, "/api/health")
-        self.worker.start()
-        pool = f"{self.server.url}/api/work_pools/crafter"
-        until(lambda: httpx.get(pool).status_code == 200, "the pool")
-        self.prefect("--no-prompt", "deploy", "--name", "crafter-pipeline")
-
-    def close(self) -> None:
-        for child in (self.worker, self.server):
-            child.stop(5.0)
-
-    def replace_worker(self) -> None:
-        """Kill it, and whatever it leaves behind stays; start another."""
-        os.kill(self.worker.process.pid, signal.SIGKILL)
-        self.worker.process.wait()
-        self.worker = self._worker()
-        self.worker.start()
-
-    def prefect(self, *words: str) -> str:
-        """Run `prefect …` in the checkout."""
-        done = subprocess.run(
-            [sys.executable, "-m", "prefect", *words],
-            env={**os.environ, **self.variables}, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
-
-    def begin(self, config: PipelineConfig = CONFIG, **parameters: Any) -> str:
+    def begin(self, config: PipelineConfig = CONFIG) -> str:
         """Ask for a run; its id."""
-        name = f"{self.server.url}/api/deployments/name/crafter-pipeline/crafter-pipeline"
-        deployment = httpx.get(name).json()["id"]
-        body = {"parameters": {"config": config.model_dump(mode="json"), **parameters}, "state": {"type": "SCHEDULED"}}
-        create = f"{self.server.url}/api/deployments/{deployment}/create_flow_run"
-        while (answer := httpx.post(create, json=body, timeout=30.0)).status_code == 503:  # its database is busy
-            time.sleep(1.0)
-        assert answer.status_code < 300, answer.text
-        return str(answer.json()["id"])
-
-    def state(self, flow_run: str) -> dict[str, Any]:
-        """{type, name, message} of a flow run."""
-        return dict(httpx.get(f"{self.server.url}/api/flow_runs/{flow_run}", timeout=30.0).json()["state"])
-
-    def await_state(self, flow_run: str, *types: str) -> dict[str, Any]:
-        until(lambda: self.state(flow_run)["type"] in types, f"{types}")
-        return self.state(flow_run)
+        return self.start("crafter-pipeline", config=config.model_dump(mode="json"))
 
     def subflows(self, flow_run: str) -> Counter[str]:
         """State -> number of subflow runs."""
         body = {"flow_runs": {"parent_flow_run_id": {"any_": [flow_run]}}, "limit": 200}
-        found = httpx.post(f"{self.server.url}/api/flow_runs/filter", json=body, timeout=30.0).json()
-        return Counter(run["state"]["type"] for run in found)
-
-    # ------------------------------------------------------------------ the run
+        return Counter(run["state"]["type"] for run in self.post("/flow_runs/filter", body))
 
     @property
     def run(self) -> Path:
-        return next(p for p in self.runs.iterdir() if p.name.startswith("resume-"))
+        return next((self.folder / "runs").glob("resume-*"))
 
     def flow_process(self) -> psutil.Process:
         return psutil.Process(int((self.run / ".lock").read_text()))
 
-    def await_stage(self, before: str) -> None:
-        """Until the stage after `before` has begun."""
-        until(lambda: self.runs.exists() and (self.run / "stages" / f"{before}.json").exists(), before)
-
     def episodes(self) -> dict[str, str]:
         """run_id -> when it was stored, of every episode in the run's trace databases; each is there once."""
         found: list[tuple[str, str]] = []
-        for path in (self.run / "traces").glob("*.db") if self.runs.exists() else ():
+        for path in (self.run / "traces").glob("*.db"):
             with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as db:
                 found += db.execute("SELECT session_id, created_at FROM session_traces").fetchall()
         assert len(found) == len(dict(found)), "an episode was stored twice"
@@ -154,26 +76,11 @@ class Stack:
         return jobs
 
 
-def until(true: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if true():
-                return
-        except (OSError, StopIteration, httpx.HTTPError, sqlite3.OperationalError, ValueError, PipelineError):
-            pass
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
-        time.sleep(0.05)
-
-
 @pytest.fixture
 def stack(tmp_path) -> Iterator[Stack]:
-    stack = Stack(tmp_path)
-    try:
-        stack.open()
+    with Stack.opened(tmp_path, scheduled=True) as stack:
+        stack.prefect("--no-prompt", "deploy", "--name", "crafter-pipeline")
         yield stack
-    finally:
-        stack.close()
 
 
 def test_a_run_killed_three_times_plays_and_trains_only_what_is_missing(stack):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 from collections.abc import Iterator
@@ -9,15 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from crafter_pipeline.cli.secret_blocks import secret_variables, with_blocks
-from crafter_pipeline.processes import Service, tail_of, wait_until
-from tests.standins.prefect_stack import prefect_stack
+from crafter_pipeline.processes import Service, tail_of
+from tests.standins.prefect_stack import ROOT, PrefectStack, until
 
-ROOT = Path(__file__).resolve().parents[2]
-FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 REFERENCE = "{{ prefect.blocks.secret.groq-api-key }}"
 
 
@@ -69,16 +67,16 @@ def test_a_key_of_a_block_reaches_the_environment_and_no_place_to_read(tmp_path,
     traces, ask_for = ["grpo-crafter", "--trace", str(tmp_path / "traces")], {"ENVIRONMENT_API_KEY": key}
     app = Service("task app", "task_app", traces, log=tmp_path / "app.log", environment=ask_for)
     backend = Service("backend", "train_app", ["--data", str(tmp_path / "data")], log=tmp_path / "backend.log")
-    with app, backend, command_lines() as seen, prefect_stack(tmp_path) as stack:
-        with httpx.Client(base_url=stack.api_url, timeout=60) as api:
-            block = make_secret(api, "environment-api-key", key)
-            stack.deploy()
-            config = {"seeds": {"start": 0, "count": 3}, "max_env_steps": 5}
-            where = {"task_app_url": app.url, "inference_url": f"{backend.url}/v1"}
-            run = finished(api, "collect-rollouts", {"config": config} | where)
-            assert run["state"]["type"] == "COMPLETED", f"{run['state']}\n{tail_of(tmp_path / 'worker.log', 40)}"
-            wait_until(lambda: "seed-2" in everything(api, run["id"]), 30, lambda: "its tasks are not recorded")
-            said = everything(api, run["id"]) + api.get(f"/block_documents/{block}").text
+    with app, backend, command_lines() as seen, PrefectStack.opened(tmp_path) as stack:
+        block = make_secret(stack, "environment-api-key", key)
+        stack.deploy()
+        config = {"seeds": {"start": 0, "count": 3}, "max_env_steps": 5}
+        where = {"task_app_url": app.url, "inference_url": f"{backend.url}/v1"}
+        run = stack.start("collect-rollouts", config=config, **where)
+        state = stack.await_state(run, "COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        assert state["type"] == "COMPLETED", f"{state}\n{tail_of(tmp_path / 'worker.log', 40)}"
+        until(lambda: "seed-2" in everything(stack, run), "the record of its tasks", seconds=30)
+        said = everything(stack, run) + json.dumps(stack.get(f"/block_documents/{block}"))
     assert "{{ prefect.blocks.secret.environment-api-key }}" in said, "the pool names the block"
     assert key not in said
     assert any("flow-run" in line or "prefect.engine" in line for line in seen) and not any(
@@ -88,39 +86,21 @@ def test_a_key_of_a_block_reaches_the_environment_and_no_place_to_read(tmp_path,
     assert len(files) > 5 and not [path for path in files if key.encode() in path.read_bytes()]
 
 
-def make_secret(api: httpx.Client, name: str, value: str) -> str:
+def make_secret(stack: PrefectStack, name: str, value: str) -> str:
     """Its id. What the UI's form does."""
-    kind = api.get("/block_types/slug/secret").json()["id"]
-    schema = api.post("/block_schemas/filter", json={"block_schemas": {"block_type_id": {"any_": [kind]}}}).json()[0]
+    kind = stack.get("/block_types/slug/secret")["id"]
+    schema = stack.post("/block_schemas/filter", {"block_schemas": {"block_type_id": {"any_": [kind]}}})[0]
     body = {"name": name, "block_type_id": kind, "block_schema_id": schema["id"], "data": {"value": value}}
-    made = api.post("/block_documents/", json=body)
-    assert made.status_code == 201, made.text
-    return str(made.json()["id"])
+    return str(stack.post("/block_documents/", body)["id"])
 
 
-def finished(api: httpx.Client, name: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    """Run a deployment and wait for its end."""
-    deployment = api.get(f"/deployments/name/{name}/{name}").json()["id"]
-    created = api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": parameters})
-    assert created.status_code == 201, created.text
-    run: dict[str, Any] = {}
-
-    def over() -> bool:
-        run.update(api.get(f"/flow_runs/{created.json()['id']}").json())
-        return run["state"]["type"] in FINAL
-
-    wait_until(over, 120, lambda: f"the run stays {run['state']}")
-    return run
-
-
-def everything(api: httpx.Client, flow_run_id: str) -> str:
+def everything(stack: PrefectStack, flow_run: str) -> str:
     """All that the API tells about a run and its surroundings."""
-    one = {"flow_runs": {"id": {"any_": [flow_run_id]}}}
-    asked = [api.get(f"/flow_runs/{flow_run_id}"), api.get("/work_pools/crafter")]
-    asked += [api.post(f"/{what}/filter", json=one) for what in ("flow_runs", "task_runs", "artifacts", "deployments")]
-    asked += [api.post(f"/{what}/filter", json={}) for what in ("logs", "events", "work_pools", "block_documents")]
-    assert all(answer.status_code == 200 for answer in asked), [a.text for a in asked if a.status_code != 200]
-    return "\n".join(answer.text for answer in asked)
+    one = {"flow_runs": {"id": {"any_": [flow_run]}}}
+    told = [stack.get(f"/flow_runs/{flow_run}"), stack.get("/work_pools/crafter")]
+    told += [stack.post(f"/{what}/filter", one) for what in ("flow_runs", "task_runs", "artifacts", "deployments")]
+    told += [stack.post(f"/{what}/filter", {}) for what in ("logs", "events", "work_pools", "block_documents")]
+    return json.dumps(told)
 
 
 @contextmanager
