@@ -53,22 +53,23 @@ def write_whole(path: Path, content: str) -> Path:
 
 
 @contextmanager
-def held(lock: Path, remedy: str) -> Iterator[None]:
+def held(lock: Path, if_taken: str, if_unwritable: str = "") -> Iterator[None]:
     """Hold a lock file, whose folder is made, until the block ends; the system lets go of it when the process dies.
 
-    ConfigError names the process that holds it, with `remedy`; DataError when the folder cannot be written.
+    ConfigError names the process that holds it, with the remedy `if_taken`; DataError when the folder cannot be
+    written, with the remedy `if_unwritable`.
     """
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         file = lock.open("a+")
     except OSError as e:
-        raise DataError(f"{lock.parent} cannot be written ({e.strerror}).") from e
+        raise DataError(f"{lock.parent} cannot be written ({e.strerror}). {if_unwritable}".rstrip()) from e
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise ConfigError(f"{lock.parent} is in use by process {file.read().strip() or '?'}. {remedy}") from None
+            raise ConfigError(f"{lock.parent} is in use by process {file.read().strip() or '?'}. {if_taken}") from None
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

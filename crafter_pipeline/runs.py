@@ -17,7 +17,6 @@ The same config leads to the same folder: an unfinished run goes on, a finished 
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import time
@@ -31,8 +30,8 @@ from pydantic import BaseModel, TypeAdapter
 
 from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, load_config, load_toml, parse_config
 from crafter_pipeline.connections import project_root
-from crafter_pipeline.errors import ConfigError, DataError, PipelineError
-from crafter_pipeline.files import write_whole
+from crafter_pipeline.errors import ConfigError, PipelineError
+from crafter_pipeline.files import held, write_whole
 from crafter_pipeline.links import working_in
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report.text import toml
@@ -144,28 +143,12 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[Run]:
         """Make the folder and hold it: a second run in it is refused. The lock dies with the process."""
-        try:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            lock = (self.folder / ".lock").open("a+")
-        except OSError as e:
-            raise DataError(
-                f"{self.folder} cannot be written ({e.strerror}). Set CRAFTER_PIPELINE_RUNS to a folder that can."
-            ) from e
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                lock.seek(0)
-                raise ConfigError(
-                    f"{self.folder} is in use by process {lock.read().strip() or '?'}. Wait for it, or add --fresh."
-                ) from None
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
+        lock, elsewhere = self.folder / ".lock", "Set CRAFTER_PIPELINE_RUNS to a folder that can."
+        with held(lock, "Wait for it, or add --fresh.", elsewhere), working_in(self.folder):
+            self.logs.mkdir(exist_ok=True)
             write_whole(self.folder / "config.toml", toml(self.config.model_dump(mode="json")))
             self._point_latest()
-            with working_in(self.folder):
-                yield self
+            yield self
 
     def _point_latest(self) -> None:
         link = self.folder.parent / "latest"

@@ -21,7 +21,8 @@ from tasks.artifacts import artifact_key, bar
 from tasks.policies import may_pass
 
 GPU_LIMIT = "crafter-gpu"
-"""Prefect's concurrency limit of jobs that train on a GPU; where it was not made, any number runs."""
+"""Prefect's global concurrency limit of jobs that train on a GPU. `up` makes it as 1, whoever has more raises it; where
+it was not made, any number runs."""
 
 
 def train(job: SftJob | RlJob, backend_url: str, approve: Approve = "auto") -> TrainedModel:

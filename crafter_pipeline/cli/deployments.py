@@ -11,14 +11,14 @@ from crafter_pipeline.cli.secret_blocks import map_secrets
 from crafter_pipeline.processes import exit_with_parent
 
 POOL = "crafter"
-GPU_LIMIT = "crafter-gpu"
-"""Global concurrency limit: training jobs at once that use a GPU. Made as 1; whoever has more raises it."""
 
 
 def main() -> None:
     """Make what is missing, deploy prefect.yaml of the working directory."""
     exit_with_parent()
     from prefect.cli import app
+
+    from tasks.training import GPU_LIMIT
 
     make_pool(POOL)
     map_secrets(POOL)
