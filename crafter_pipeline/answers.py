@@ -37,6 +37,9 @@ MAX_TEXT = 20_000
 MAX_RECORDED = 100
 """Actions beyond the limit, and unknown names, that are kept of one answer."""
 
+REFUSED_CALL = "tool_use_failed"
+"""Finish reason of such an answer."""
+
 _TAGGED = re.compile(r"(?:<action>|\[action\])(.*?)(?:</action>|\[/action\]|\Z)", re.IGNORECASE | re.DOTALL)
 _SPLIT = re.compile(r"[\n,;]|\band\b|\bthen\b", re.IGNORECASE)
 _LEAD = re.compile(r"^\s*(?:[-*•>]+|\d+[.)])?\s*(?:actions?\s*:)?\s*", re.IGNORECASE)
@@ -59,6 +62,14 @@ class Answer:
     """Names that are no actions."""
     slow: bool = False
     """To play the actions may take more than a few milliseconds: they are then played in a thread."""
+
+
+def refused_call(reply: Reply) -> Answer | None:
+    """The failure where the model's server refused its tool call as unreadable; None: it did not. What was said is
+    kept, and nothing is guessed from it."""
+    if reply.finish_reason != REFUSED_CALL:
+        return None
+    return Answer((), f"the model's server could not read the tool call: {_short(reply.content)}")
 
 
 def read_answer(reply: Reply, info: EnvironmentInfo, actions: frozenset[str], limit: int, use_tools: bool) -> Answer:

@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from crafter_pipeline.clients.backend import BackendClient
-from crafter_pipeline.clients.http import service_client
+from crafter_pipeline.clients.http import service_client, service_root
 from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.errors import ConfigError
-from crafter_pipeline.settings import Settings, load_settings, reveal
+from crafter_pipeline.settings import LOCAL_BACKEND, Settings, load_settings, reveal
 
 ROLLOUT_TIMEOUT_S = 3600.0
 """A rollout answers when its episode is over."""
@@ -113,16 +113,13 @@ def task_app_addresses(url: str) -> tuple[str, ...]:
 
 
 def backend_address(url: str | None = None) -> str:
-    """`url`, or the one from the settings. ConfigError when there is none."""
-    found = url or load_settings().backend_base_url
-    if found is None:
-        raise ConfigError("No training backend is named. Start `crafter-pipeline backend`, and set BACKEND_BASE_URL.")
-    return found
+    """`url`, or the one from the settings, or the local one."""
+    return url or load_settings().backend_base_url or LOCAL_BACKEND
 
 
 def inference_url(backend_url: str) -> str:
-    """Base URL of the chat models that a training backend serves."""
-    return f"{_plain(backend_url).removesuffix('/api')}/v1"
+    """Base URL of the chat models that a training backend serves, ours and the hosted one alike."""
+    return f"{service_root(backend_url)}/api/inference/v1"
 
 
 def project_root() -> Path:

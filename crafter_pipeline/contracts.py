@@ -203,8 +203,8 @@ class RolloutMetrics(Wire):
     outcome_score: float | None = None
     events_score: float | None = None
     details: dict[str, Any] = Field(default_factory=dict)
-    """achievements [names], env_steps, stop_reason, turn_rewards [float], parse_failures, stepwise?, setup?,
-    not_applied? {dotted field of the request: reason}"""
+    """achievements [names], env_steps, stop_reason, turn_rewards [float], parse_failures, tokens {prompt, completion},
+    stepwise?, setup?, not_applied? {dotted field of the request: reason}"""
 
 
 class RolloutResponse(Wire):
@@ -250,4 +250,6 @@ class EpisodeResult:
         )
 
 
+SIGN_OF_LIFE = "job.alive"
+"""Type of an event that says nothing but that a silent job goes on."""
 TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled", "canceled", "completed", "error"})

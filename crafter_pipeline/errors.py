@@ -1,20 +1,22 @@
-"""The tree of what can go wrong, and the exit code of each branch.
+"""The tree of what can go wrong. Every branch ends a command with exit code 1, but wrong usage with 2.
 
-    PipelineError                 an operator can act on it: one line, an exit code, no traceback
-    ├── ConfigError          (2)  a config file, key, option or seed is not valid
-    │   └── FieldError            one field of a request; services answer it as 422
-    ├── ServiceError         (3)  a service cannot be reached or refuses
+    PipelineError             an operator can act on it: one line, an exit code, no traceback
+    ├── ConfigError           exit code 2: an option, a config file, a key or a seed is not valid
+    │   └── FieldError        one field of a request; services answer it as 422
+    ├── ServiceError          a service cannot be reached or refuses
     │   ├── TaskAppError
     │   ├── BackendError
-    │   ├── ModelError            a chat model endpoint failed for good
-    │   └── JudgeError            a plug-in judge failed
-    ├── DataError            (4)  traces or datasets are missing, empty or damaged
+    │   ├── ModelError        a chat model endpoint failed for good
+    │   └── JudgeError        a plug-in judge failed
+    ├── DataError             traces or datasets are missing, empty or damaged
     │   └── EmptyDatasetError
-    ├── JobFailed            (5)  a training job ended without a model
-    ├── ValidationFailed     (6)  an environment is not fit for training
-    └── NotApproved          (7)  a person said no, or said nothing in time
+    ├── JobFailed             a training job ended without a model
+    ├── JobNotOver            exit code 3: a training job goes on for longer than somebody would wait
+    ├── ValidationFailed      an environment is not fit for training
+    └── NotApproved           a person said no, or said nothing in time
 
-Everything else is a bug and keeps its traceback.
+The other exit codes: 0, all is well; PARTIAL, a part is missing; INTERRUPTED, by Ctrl-C. Everything else is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from typing import Literal
+
+PARTIAL = 3
+"""Exit code of a command that did its work but for a part, e.g. seeds that could not be played."""
+INTERRUPTED = 130
 
 
 class PipelineError(Exception):
@@ -63,7 +69,6 @@ def suggest(name: str, known: Iterable[str]) -> str:
 class ServiceError(PipelineError):
     """A service cannot be reached, or it refused."""
 
-    exit_code = 3
     status: int | None = None
     """HTTP status of the refusal; None: there was no answer, or none that HTTP calls an error."""
 
@@ -100,8 +105,6 @@ class JudgeError(ServiceError):
 class DataError(PipelineError):
     """Traces or datasets are missing, empty or damaged."""
 
-    exit_code = 4
-
 
 class EmptyDatasetError(DataError):
     """No rollout passed the filter; the message says which rule removed how many."""
@@ -110,16 +113,16 @@ class EmptyDatasetError(DataError):
 class JobFailed(PipelineError):
     """A training job ended without a model; the message carries the worker's last words."""
 
-    exit_code = 5
+
+class JobNotOver(PipelineError):
+    """A training job went on for longer than somebody would wait."""
+
+    exit_code = PARTIAL
 
 
 class ValidationFailed(PipelineError):
     """A check of the environment failed; the message names it and the remedy."""
 
-    exit_code = 6
-
 
 class NotApproved(PipelineError):
     """A stage was to be approved and was not; the message says which, and how to go on."""
-
-    exit_code = 7

@@ -18,10 +18,9 @@ from crafter_pipeline.environments import ENVIRONMENTS, find_environment
 from crafter_pipeline.errors import DataError, suggest
 from crafter_pipeline.evaluation import Comparison, Evaluation, mean_interval
 from crafter_pipeline.evaluation.scores import MIN_PAIRS
+from crafter_pipeline.model_names import CHAMPION as CHAMPION
 from crafter_pipeline.report.text import interval, signed
 
-CHAMPION = "champion"
-"""The name that moves from model to model."""
 RESAMPLES = 10_000
 """Behind the interval that decides, whoever asks."""
 

@@ -1,4 +1,5 @@
-"""The only reader of the environment: secrets and addresses, from the environment or `.env`."""
+"""The only reader of the environment: secrets and addresses, from the environment or `.env`; addresses and preferences
+also from the user's own file, `~/.crafter-pipeline/config.toml`, which comes last."""
 
 from __future__ import annotations
 
@@ -7,15 +8,20 @@ import os
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import tomli
 from dotenv import dotenv_values
 from pydantic import AliasChoices, Field, PrivateAttr, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.errors import ConfigError, suggest
 
+LOOPBACK = "127.0.0.1"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1", "[::1]"})
+LOCAL_BACKEND = "http://127.0.0.1:8000"
+"""Where `crafter-pipeline backend` listens unless told otherwise."""
 ENV_FILE = Path(".env")
 
 
@@ -52,7 +58,9 @@ class Settings(BaseSettings):
     task_app_url: str | None = Field(
         default=None, description="Address of a running task app, or a comma list of several that share the rollouts"
     )
-    backend_base_url: str | None = Field(default=None, description="Address of a running training backend")
+    backend_base_url: str | None = Field(
+        default=None, description="Address of a training backend; unset: the local one, http://127.0.0.1:8000"
+    )
     math_local_dir: Path | None = Field(
         default=None, description="Own math problems: a folder of <split>.jsonl, or one .jsonl file for all splits"
     )
@@ -81,8 +89,8 @@ class Settings(BaseSettings):
     )
     crafter_trace_db: str | None = Field(
         default=None,
-        description="What filter, export, traces and eval read where nothing is named: a trace database, a folder, "
-        "a glob or latest. The task app does not write to it",
+        description="What filter, export and traces read where nothing is named: a trace database, a folder, a glob "
+        "or latest. A file is also where eval stores its traces. The task app does not write to it",
     )
     crafter_pipeline_runs: Path = Field(default=Path("runs"), description="Folder of run folders")
     crafter_pipeline_runs_url: str | None = Field(
@@ -96,6 +104,17 @@ class Settings(BaseSettings):
     )
     crafter_pipeline_data: Path = Field(default=Path("train_data"), description="Folder of the training backend")
     vllm_command: str | None = Field(default=None, description="How vLLM is called on CUDA; unset: vllm, where it is")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, dotenv_settings, InitSettingsSource(settings_cls, dict(user_config()))
 
     _file_variables: Mapping[str, str | None] = PrivateAttr(default_factory=dict)
     """Of the `.env` file, for the names in `inference_api_keys`."""
@@ -133,6 +152,21 @@ class Settings(BaseSettings):
         except (ValueError, AttributeError):
             raise ConfigError("CRAFTER_PIPELINE_KEYS is not a JSON object of keys by address. Unset it.") from None
 
+    def place_of(self, name: str) -> str | None:
+        """Who says a field's value: `TASK_APP_URL`, `TASK_APP_URL in .env`, the user's own file; None: nobody does."""
+        if name not in self.model_fields_set:
+            return None
+        alias = type(self).model_fields[name].validation_alias
+        spellings = alias.choices if isinstance(alias, AliasChoices) else [name]
+        variables = [str(spelling).upper() for spelling in spellings]
+        for variable in variables:
+            if os.environ.get(variable):
+                return variable
+        for variable in variables:
+            if self._file_variables.get(variable):
+                return f"{variable} in {ENV_FILE}"
+        return str(user_config_file())
+
     def task_app_keys(self) -> tuple[str, ...]:
         """Every key that the task app takes, its own first; empty: none is asked for."""
         given = (self.environment_api_key, self.environment_api_key_aliases)
@@ -140,25 +174,83 @@ class Settings(BaseSettings):
         return tuple(key.strip() for key in keys.split(",") if key.strip())
 
     def inference_key(self, url: str) -> str | None:
-        """The key to send to the chat model at `url`, or None. A key never goes to a host it was not made for."""
+        """The key to send to the chat model at `url`, or None. A key never goes to a host it was not made for:
+        SYNTH_API_KEY goes to the training backend's own address, and to the rest of loopback only while that is
+        loopback too (a run's own backend has any port)."""
+        name, key = self._inference_key(url)
+        return key
+
+    def inference_key_name(self, url: str) -> str:
+        """What to set for a key that goes to the chat model at `url`, in words."""
+        name, key = self._inference_key(url)
+        return name
+
+    def _inference_key(self, url: str) -> tuple[str, str | None]:
         parts = urlsplit(url)
         host, netloc = (parts.hostname or "").lower(), parts.netloc.rpartition("@")[2].lower()
-        backend = (urlsplit(self.backend_base_url).hostname or "").lower() if self.backend_base_url else ""
         for name in (netloc, host):
             if name in self.host_keys:
-                return self.host_keys[name]
+                return f"the variable that INFERENCE_API_KEYS names for {name}", self.host_keys[name]
         if host == "api.groq.com":
-            return reveal(self.groq_api_key)
+            return "GROQ_API_KEY", reveal(self.groq_api_key)
         if host == "api.openai.com":
-            return reveal(self.openai_api_key)
-        if host in LOOPBACK_HOSTS or (backend and host == backend):
-            return reveal(self.synth_api_key)
-        return None
+            return "OPENAI_API_KEY", reveal(self.openai_api_key)
+        asked, backend = _origin(url), _origin(self.backend_base_url or LOCAL_BACKEND)
+        if asked == backend or asked.host == backend.host == LOOPBACK:
+            return "SYNTH_API_KEY", reveal(self.synth_api_key)
+        return f"INFERENCE_API_KEYS={netloc}=VARIABLE, and that variable", None
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    """Every name of loopback is LOOPBACK."""
+    port: int | None
+
+
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    host = (parts.hostname or "").lower()
+    try:
+        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    except ValueError:  # no number
+        port = None
+    return _Origin(parts.scheme, LOOPBACK if host in LOOPBACK_HOSTS else host, port)
 
 
 def reveal(secret: SecretStr | None) -> str | None:
     """The plain value of a secret, for the one line that sends it."""
     return secret.get_secret_value() if secret else None
+
+
+def user_config_file() -> Path:
+    """Addresses and preferences of this user, wherever a command is run; CRAFTER_PIPELINE_CONFIG names another file."""
+    return Path(os.environ.get("CRAFTER_PIPELINE_CONFIG") or Path.home() / ".crafter-pipeline" / "config.toml")
+
+
+def user_config() -> Mapping[str, Any]:
+    """{field of Settings: value} of the user's own file; empty where there is none.
+
+    ConfigError when it is no TOML, or has a key that is unknown or a secret.
+    """
+    file = user_config_file()
+    try:
+        found = tomli.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, UnicodeDecodeError, tomli.TOMLDecodeError) as e:
+        raise ConfigError(f"{file} cannot be read: {e}") from None
+    for name in found:
+        if name not in Settings.model_fields:
+            raise ConfigError(f"{file}: unknown key {name!r}; {suggest(name, public_fields())}")
+        if name not in public_fields():
+            raise ConfigError(f"{file}: {name} is a secret. Put it into .env as {name.upper()}, and take it out there.")
+    return found
+
+
+def public_fields() -> tuple[str, ...]:
+    """Fields of Settings that are no secrets."""
+    return tuple(name for name, info in Settings.model_fields.items() if info.annotation != SecretStr | None)
 
 
 def load_settings(env_file: Path | str | None = None) -> Settings:

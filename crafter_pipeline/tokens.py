@@ -32,7 +32,7 @@ from crafter_pipeline.errors import DataError
 
 TINY = "crafter-tiny"
 """The student that is made here."""
-TINY_CONTEXT = 4096
+TINY_CONTEXT = 16_384
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 """Cut out of decoded text."""

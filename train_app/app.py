@@ -38,6 +38,7 @@ Everything below under both /api and /api/v1; JOBS is learning/jobs, sft/jobs, r
     GET  /learning/aliases, /learning/aliases/champion    who holds the name, by which evidence, and every move
     PUT  /learning/aliases/champion                 a promotion: {model, instead_of, evidence, by}
     POST /learning/aliases/champion/rollback        back to the one before: {move, by, reason}
+    POST /pricing/preflight                         what a job costs: nothing; GET /balance/autumn-normalized likewise
     GET  /health                                    open
 
 Keys: Authorization: Bearer, X-API-Key or X-API-Keys; wrong or missing: 401. No key configured: open.
@@ -70,6 +71,7 @@ from train_app.routes.inference import Inference
 from train_app.routes.jobs import add_job_routes
 from train_app.routes.models import add_model_routes
 from train_app.routes.plan import add_plan_routes
+from train_app.routes.prices import add_price_routes
 from train_app.routes.rollout_sessions import RolloutSessions, add_rollout_routes
 from train_app.routes.samples import add_sample_routes
 from train_app.routes.task_apps import add_task_app_routes
@@ -159,6 +161,7 @@ def make_app(
     add_job_routes(router, backend)
     add_model_routes(router, backend)
     add_plan_routes(router, backend)
+    add_price_routes(router)
     add_rollout_routes(router, sessions)
     add_sample_routes(router, backend)
     add_task_app_routes(router, task_app_key, task_app_transport)

@@ -18,7 +18,7 @@ from train_app.builtin import builtin_models
 from train_app.cards import lineage, stand_in
 from train_app.champion import reigns
 from train_app.jobs import ALIASES, JOB_ID, PREFIXES, File, Job, JobStore, Kind, Model
-from train_app.model_shapes import is_at_hand
+from train_app.model_shapes import Shape, is_at_hand, shape_of
 from train_app.planning import refuse_what_cannot_fit
 from train_app.specs import RlSpec, SftSpec, read_rl, read_sft
 from train_app.specs.base import as_table, first
@@ -120,6 +120,11 @@ class Backend:
         validation = self._file("validation_files", named)
         source = self.start_model(payload["model"])
         config, not_applied = read_sft({**payload, "model": source}, self.supervisor.slots.gpus)
+        if (shape := self._stand_in_shape(source)) is not None and (shape.context or 0) > config.sequence_length:
+            config = config.model_copy(update={"sequence_length": shape.context})
+            not_applied["hyperparameters.sequence_length"] = (
+                f"it counts tokens of {self.store.base_of(source)}; its stand-in takes {shape.context} of its own"
+            )
         url = metadata.get("task_app_url")
         spec = SftSpec(
             config=config,
@@ -144,6 +149,11 @@ class Backend:
         values["config"] = self.pinned_teacher(values["config"])
         spec = RlSpec(**{"tags": tags_of(payload), **values}, aliases=self.aliases)
         return self._add("rl", source, spec, payload, key, ready=True)
+
+    def _stand_in_shape(self, source: str) -> Shape | None:
+        """The shape of what stands in for a model's base; None: nothing does, or its shape is unknown."""
+        base = self.store.base_of(source)
+        return shape_of(self.store.weights_of(base, self.aliases)) if base in self.aliases else None
 
     def _file(self, where: str, file_id: Any) -> File | None:
         """The uploaded file of an id; None: none is named. ConfigError when there is no such file."""
@@ -272,7 +282,8 @@ def _name_of(payload: Mapping[str, Any]) -> str:
     data = payload.get("data")
     toml = data.get("config") if isinstance(data, dict) else None
     model, policy = (toml.get("model"), toml.get("policy")) if isinstance(toml, dict) else (None, None)
-    places = ((payload, "name"), (payload.get("metadata"), "name"), (model, "label"), (policy, "label"))
+    own = ((payload, "name"), (payload, "suffix"), (payload.get("metadata"), "name"))
+    places = (*own, (model, "label"), (policy, "label"))
     for table, key in places:
         if isinstance(table, Mapping) and isinstance(table.get(key), str):
             return str(table[key])[:200]

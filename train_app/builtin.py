@@ -151,6 +151,29 @@ def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
 
     NoObservation when the messages hold nothing to act on.
     """
+    return orjson.dumps(_completion(name, model, body))
+
+
+def completion_stream(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
+    """The same as server-sent events: what is said, why it ends and, where `stream_options` ask for it, the usage."""
+    answer = _completion(name, model, body)
+    (choice,) = answer["choices"]
+    message = dict(choice["message"])
+    if calls := message.get("tool_calls"):
+        message["tool_calls"] = [{"index": index, **call} for index, call in enumerate(calls)]
+    facts = {key: answer[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    chunks: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": message, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": choice["finish_reason"]}]},
+    ]
+    options = body.get("stream_options")
+    if isinstance(options, Mapping) and options.get("include_usage"):
+        chunks.append({"choices": [], "usage": answer["usage"]})
+    events = [*(orjson.dumps(facts | chunk) for chunk in chunks), b"[DONE]"]
+    return b"".join(b"data: %s\n\n" % event for event in events)
+
+
+def _completion(name: str, model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
     decision = model.decide(body)
     by_tool = bool(body.get("tools")) and body.get("tool_choice") != "none"
     reply = reply_of(decision, model.info, by_tool=by_tool, call_id=f"call_{secrets.token_hex(8)}")
@@ -161,7 +184,7 @@ def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
         message["tool_calls"] = list(reply.tool_calls)
     prompt_tokens = sum(len(text_of(m.get("content"))) for m in _messages(body)) // 4
     answer_tokens = 1 + len(decision.thought.split())
-    answer = {
+    return {
         "id": f"chatcmpl-{secrets.token_hex(8)}",
         "object": "chat.completion",
         "created": int(time.time()),
@@ -173,7 +196,6 @@ def completion(name: str, model: Model, body: Mapping[str, Any]) -> bytes:
             "total_tokens": prompt_tokens + answer_tokens,
         },
     }
-    return orjson.dumps(answer)
 
 
 def _messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

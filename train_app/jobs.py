@@ -467,21 +467,47 @@ class JobStore:
             row = self._db.execute(sql, (job_id, type, level, message, _dump(data or {}), time.time())).fetchone()
             return int(row["seq"])
 
+    def replace_event(self, job_id: str, type: str, message: str, level: str = "info") -> int:
+        """Append, and forget the job's earlier events of this type; returns the seq, which no event had before."""
+        with self.transaction():
+            seq = self.add_event(job_id, type, message, level=level)
+            self._db.execute("DELETE FROM events WHERE job_id = ? AND type = ? AND seq < ?", (job_id, type, seq))
+            return seq
+
     def events(
-        self, job_id: str, since_seq: int = 0, limit: int = 200, types: Iterable[str] | None = None
+        self,
+        job_id: str,
+        since_seq: int = 0,
+        limit: int = 200,
+        types: Iterable[str] | None = None,
+        *,
+        before_seq: int | None = None,
+        created_after: float | None = None,
+        newest: bool = False,
     ) -> Sequence[Event]:
-        """Events after `since_seq`, oldest first; only of these types, if any are named."""
+        """Events after `since_seq`, oldest first.
+
+        Args:
+            types: Only of these; None: of any.
+            before_seq: Only earlier ones.
+            created_after: Unix seconds, exclusive.
+            newest: Of more than `limit` the last ones, not the first.
+        """
         rows = self._all(
             "SELECT * FROM events WHERE job_id = ?1 AND seq > ?2 AND (?4 IS NULL OR type IN "
-            "(SELECT value FROM json_each(?4))) ORDER BY seq LIMIT ?3",
+            "(SELECT value FROM json_each(?4))) AND (?5 IS NULL OR seq < ?5) AND (?6 IS NULL OR created_at > ?6) "
+            f"ORDER BY seq {'DESC' if newest else 'ASC'} LIMIT ?3",
             job_id,
             since_seq,
             limit,
             None if types is None else json.dumps(list(types)),
+            before_seq,
+            created_after,
         )
-        return [
+        found = [
             Event(r["seq"], r["type"], r["level"], r["message"], json.loads(r["data"]), r["created_at"]) for r in rows
         ]
+        return found[::-1] if newest else found
 
     def add_metrics(
         self, job_id: str, step: int, values: Mapping[str, float], phase: str = "train", attempt: int = 1

@@ -24,6 +24,8 @@ import orjson
 import tenacity
 from httpx_aiohttp import AiohttpTransport
 
+from crafter_pipeline.answers import REFUSED_CALL
+from crafter_pipeline.clients.http import page_in_words, redirect_in_words
 from crafter_pipeline.contracts import Reply
 from crafter_pipeline.errors import ModelError, ModelFailure
 from crafter_pipeline.settings import Settings, load_settings
@@ -138,7 +140,9 @@ class ChatClient:
         """Close the connections."""
         await self._transport.aclose()
 
-    async def complete(self, url: str, payload: ChatRequest | Mapping[str, Any], *, deadline_s: float) -> Reply:
+    async def complete(
+        self, url: str, payload: ChatRequest | Mapping[str, Any], *, deadline_s: float, key: str | None = None
+    ) -> Reply:
         """One chat completion.
 
         Args:
@@ -146,6 +150,7 @@ class ChatClient:
             payload: The request; fields outside `ChatRequest` are left out.
             deadline_s: Seconds for everything: all tries, the waits between them, and the wait for a place among the
                 calls that the host gets at once.
+            key: Sent to this address instead of the settings' key for its host; kept for no other call.
 
         Raises:
             ModelError: refused, or failed until the tries or the seconds were used up; `kind` says how.
@@ -157,17 +162,18 @@ class ChatClient:
             raise ModelError(f"The address of the chat model is not a URL ({e}).", "refused") from e
         host = self._hosts.get(target.origin)
         if host is None:
-            key = None if "@" in target.origin else self._settings.inference_key(url)
-            host = self._hosts[target.origin] = _Host(target, key, self._settings.inference_max_concurrent)
+            own = None if "@" in target.origin else self._settings.inference_key(url)
+            host = self._hosts[target.origin] = _Host(target, own, self._settings.inference_max_concurrent)
         body = host.encode(payload)
         try:
-            return await self._once(host, target, body, deadline)
+            return await self._once(host, target, body, deadline, key)
         except _Transient as e:
-            return await self._again(host, target, body, deadline, e)
+            return await self._again(host, target, body, deadline, key, e)
 
-    async def _once(self, host: _Host, target: _Target, body: bytes, deadline: float) -> Reply:
+    async def _once(self, host: _Host, target: _Target, body: bytes, deadline: float, key: str | None) -> Reply:
         """One HTTP call: a Reply, `_Transient` if another try may help, ModelError if not."""
-        request = httpx.Request("POST", target.url, headers=host.headers, content=body, extensions=_EXTENSIONS)
+        headers = host.headers if key is None else _headers(key)
+        request = httpx.Request("POST", target.url, headers=headers, content=body, extensions=_EXTENSIONS)
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 await host.enter(request)
@@ -189,7 +195,10 @@ class ChatClient:
         if status == 200:
             host.answered()
             return _read(content, 1000.0 * (time.monotonic() - started), target)
-        message, code = _words_of(status, content, host.key)
+        if status == 400 and (unread := _failed_generation(content)) is not None:
+            host.answered()
+            return unread
+        message, code = _words_of(response, content, key or host.key)
         if status == 429 and "insufficient_quota" not in code:
             host.slow_down(started)
             raise _Transient(message, "rate_limited", _retry_after(response))
@@ -198,11 +207,17 @@ class ChatClient:
         if status >= 500:
             raise _Transient(message, "unreachable", _retry_after(response))
         kind: ModelFailure = "context_too_long" if _is_too_long(status, message, code) else "refused"
+        if status in (401, 403):
+            wanted = "another key" if key or host.key else "a key; none was sent"
+            name = self._settings.inference_key_name(str(target.url))
+            message = f"{message.rstrip('.')}. It wants {wanted}: set {name}."
         refusal = ModelError(f"The chat model at {target} refused the request: {message}", kind)
         refusal.status = status
         raise refusal
 
-    async def _again(self, host: _Host, target: _Target, body: bytes, deadline: float, first: _Transient) -> Reply:
+    async def _again(
+        self, host: _Host, target: _Target, body: bytes, deadline: float, key: str | None, first: _Transient
+    ) -> Reply:
         """Further tries after `first`."""
         last = first
 
@@ -227,7 +242,7 @@ class ChatClient:
                 e, pending = pending, None
                 raise e
             try:
-                return await self._once(host, target, body, deadline)
+                return await self._once(host, target, body, deadline, key)
             except _Transient as e:
                 last = e
                 raise
@@ -282,11 +297,7 @@ class _Host:
     """
 
     def __init__(self, target: _Target, key: str | None, most: int) -> None:
-        self.key = key
-        fields = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
-        if key is not None:
-            fields.append((b"authorization", b"Bearer " + key.encode()))
-        self.headers = httpx.Headers(fields, encoding="utf-8")
+        self.key, self.headers = key, _headers(key)
         self._fields = STANDARD_FIELDS - _REFUSED.get(target.name, frozenset())
         self._is_openai = target.name == "api.openai.com"
         self._most = most
@@ -331,6 +342,13 @@ class _Host:
             self._places.total_tokens = max(1, (self._places.borrowed_tokens + 1) // 2)
 
 
+def _headers(key: str | None) -> httpx.Headers:
+    fields = [(b"content-type", b"application/json"), (b"accept-encoding", b"identity")]
+    if key is not None:
+        fields.append((b"authorization", b"Bearer " + key.encode()))
+    return httpx.Headers(fields, encoding="utf-8")
+
+
 _EXTENSIONS = {"timeout": {"connect": CONNECT_SECONDS}}
 
 
@@ -358,10 +376,26 @@ async def _content(response: httpx.Response) -> bytes:
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _words_of(status: int, content: bytes, key: str | None) -> tuple[str, str]:
+def _failed_generation(content: bytes) -> Reply | None:
+    """What the model said where its server refuses the answer as a tool call that nobody can read (Groq): an answer
+    all the same, and an unreadable one. None: the error is another one."""
+    try:
+        error = orjson.loads(content)["error"]
+        if error.get("code") not in (REFUSED_CALL, "tool_call_failed"):
+            return None
+        said = error.get("failed_generation")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None
+    text, thinking = split_thinking(said if isinstance(said, str) else "", "")
+    return Reply(content=text, thinking=thinking, finish_reason=REFUSED_CALL)
+
+
+def _words_of(response: httpx.Response, content: bytes, key: str | None) -> tuple[str, str]:
     """(`HTTP 404: model not found`, error code and type): status and the server's own words, without our key should it
     echo it."""
-    text, code = content[:2000].decode(errors="replace"), ""
+    status, code = response.status_code, ""
+    text = content[:2000].decode(errors="replace")
+    text = page_in_words(text, response.headers) or redirect_in_words(response) or text
     try:
         answer = orjson.loads(content)
         error = answer.get("error", answer.get("detail", answer))
@@ -419,7 +453,8 @@ def _read(content: bytes, latency_ms: float, target: _Target) -> Reply:
         calls = message.get("tool_calls")
         finish_reason = choice.get("finish_reason")
     except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError):
-        shown = content[:200].decode(errors="replace")
+        shown = content[:2000].decode(errors="replace")
+        shown = page_in_words(shown) or shown[:200]
         raise ModelError(f"{target} answered, but not with a chat completion: {shown}", "bad_answer") from None
     if not isinstance(text, str):  # null beside tool calls; some servers send parts
         text = "".join(str(p.get("text", "")) for p in text if isinstance(p, dict)) if isinstance(text, list) else ""

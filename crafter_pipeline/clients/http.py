@@ -1,22 +1,26 @@
 """HTTP to our services: one client, one policy of retries and limits, one translation of failures.
 
 What is tried again: a connection that could not be made, 429 and 503 (nothing was done), and 500, 502, 504 or a lost
-connection for requests that may be sent twice (GET, or marked by `REPEATABLE`). Timeouts of an answer are final.
+connection for requests that may be sent twice (GET, or marked by `REPEATABLE`), unless the answer says that it is of no
+use (`SHOULD_RETRY`). Timeouts of an answer are final.
 """
 
 from __future__ import annotations
 
+import html
 import logging
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 import tenacity
 
-from crafter_pipeline.errors import ServiceError
+from crafter_pipeline.errors import ConfigError, ServiceError
 
 TRIES = 4
 FIRST_WAIT_SECONDS = 0.5
@@ -25,6 +29,8 @@ CONNECT_SECONDS = 10.0
 CONNECTIONS = 512
 REPEATABLE = {"repeatable": True}
 """`extensions=` of a request that may safely be sent twice: a rollout (keyed by run_id), a job with a key."""
+SHOULD_RETRY = "x-should-retry"
+"""Header of an error: `false` where who answers has tried everything itself. OpenAI's clients read it, too."""
 
 _REFUSED = frozenset({429, 503})
 _BROKEN = frozenset({500, 502, 504})
@@ -55,7 +61,9 @@ class RetryTransport(httpx.BaseTransport):
         codes = _REFUSED | _BROKEN if may_repeat else _REFUSED
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(errors)
-            | tenacity.retry_if_result(lambda response: response.status_code in codes),
+            | tenacity.retry_if_result(
+                lambda response: response.status_code in codes and response.headers.get(SHOULD_RETRY) != "false"
+            ),
             stop=tenacity.stop_after_attempt(self._tries),
             wait=_wait,
             sleep=self._sleep,
@@ -84,11 +92,17 @@ def service_client(
         api_key: Sent as Bearer and as X-API-Key, to this host alone: redirects are not followed.
         timeout: Seconds for an answer.
         transport: What sends; default: httpx's own. Tests give a MockTransport.
+
+    ConfigError when `base_url` cannot be an address.
     """
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     inner = transport if transport is not None else httpx.HTTPTransport(limits=limits)
+    try:
+        root = httpx.URL(service_root(base_url))
+    except httpx.InvalidURL as e:
+        raise ConfigError(f"{base_url!r} is no address ({e}); write http://host:port.") from e
     return httpx.Client(
-        base_url=service_root(base_url),
+        base_url=root,
         headers={"Authorization": f"Bearer {api_key}", "X-API-Key": api_key} if api_key else {},
         timeout=httpx.Timeout(timeout, connect=CONNECT_SECONDS),
         transport=RetryTransport(inner, tries=tries, sleep=sleep),
@@ -109,6 +123,8 @@ class _Answer(Protocol):
     def status_code(self) -> int: ...
     @property
     def text(self) -> str: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
     def json(self) -> Any: ...
 
 
@@ -188,21 +204,48 @@ def _require_success(
     request = response.request
     says = f"answered {response.status_code} to {request.method} {request.url.path}: {words}"
     if response.status_code in (401, 403):
-        says = f"refuses the key. Set {key_name} to its key. ({words})"
+        sent = "refuses the key" if "x-api-key" in http.headers else "asks for a key, and none is set"
+        says = f"{sent}. Set {key_name} to its key. ({words})"
+    elif where := redirect_in_words(response):
+        says = f"{where}, and keys follow no redirect. Is this the {service}'s address, without a login before it?"
     refusal = raises(f"The {service} at {http.base_url} {says}")
     refusal.status = response.status_code
     raise refusal
 
 
-def json_object(response: _Answer, complaint: Exception) -> dict[str, Any]:
-    """The answer's body; raises `complaint` when it is not a JSON object."""
+def json_object(response: _Answer, complaint: ServiceError) -> dict[str, Any]:
+    """The answer's body; raises `complaint` when it is not a JSON object, with a word on what it is."""
     try:
         body = response.json()
     except ValueError:
-        body = None
+        if page := page_in_words(response.text):
+            complaint.args = (f"{complaint} It is {page}.",)
+        raise complaint from None
     if not isinstance(body, dict):
         raise complaint
     return body
+
+
+def page_in_words(text: str, headers: Mapping[str, str] | None = None) -> str:
+    """`an HTML page: 502 Bad Gateway, nginx`, of a page that a proxy or a login sends; empty: the text is no page."""
+    start = text[:1000].lstrip().lower()
+    if not start.startswith("<") or not any(word in start for word in ("<!doctype html", "<html", "<head", "<body")):
+        return ""
+    found = re.search(r"<(title|h1)[^>]*>(.*?)</\1\s*>", text, re.IGNORECASE | re.DOTALL)
+    title = " ".join(html.unescape(re.sub(r"<[^>]*>", " ", found[2])).split())[:100] if found else "without a title"
+    server = str((headers or {}).get("server") or "").split("/")[0]
+    if server.lower() in ("", "uvicorn"):
+        server = next((name for name in ("nginx", "cloudflare", "openresty") if name in text.lower()), "")
+    return f"an HTML page: {title}" + (f", {server}" if server and server.lower() not in title.lower() else "")
+
+
+def redirect_in_words(response: httpx.Response) -> str:
+    """`redirects (302) to https://…/login`, without the query; empty: it does not."""
+    if not 300 <= response.status_code < 400 or "location" not in response.headers:
+        return ""
+    to = urlsplit(response.headers["location"])
+    place = urlunsplit((to.scheme, to.netloc.rpartition("@")[2], to.path, "", ""))[:200]
+    return f"redirects ({response.status_code}) to {place}"
 
 
 def words_of(response: _Answer) -> str:
@@ -210,7 +253,7 @@ def words_of(response: _Answer) -> str:
     try:
         body = response.json()
     except ValueError:
-        return response.text.strip()[:2000] or "no reason given"
+        return page_in_words(response.text, response.headers) or response.text.strip()[:2000] or "no reason given"
     for key in ("detail", "error", "message"):
         while isinstance(body, dict) and key in body:
             body = body[key]

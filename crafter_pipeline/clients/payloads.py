@@ -6,20 +6,11 @@ own keys beside them say the same for backends that know only those.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, TrainingConfig
-from crafter_pipeline.promotion import CHAMPION
-
-_TRAINED = re.compile(rf"(?:fft|ft|qft|rl|latest):.+|{CHAMPION}|job_[0-9a-f]{{16}}")
-
-
-def is_trained(model: str) -> bool:
-    """Whether a name means a model that was trained here, and not a base: an id, a bare job id, `latest:sft`,
-    `champion`."""
-    return _TRAINED.fullmatch(model) is not None
+from crafter_pipeline.model_names import is_trained
 
 
 def sft_payload(
@@ -39,16 +30,18 @@ def sft_payload(
         tags: Words to find the job by.
     """
     values = config.model_dump(mode="json", exclude_none=True)
-    base_model = values.pop("base_model")
+    base_model, compute = values.pop("base_model"), values.pop("compute", {})
     training: dict[str, Any] = {
         "mode": "full_finetune" if config.train_kind == "fft" else "lora",
         "use_qlora": config.train_kind == "qlora",
     }
+    if config.compute is not None:
+        values |= _batches(config, config.compute.gpu_count * config.compute.nodes)
     data: dict[str, Any] = {"topology": {}}
     if validation_file_id is not None:
         data["validation_files"] = [validation_file_id]
         training["validation"] = {"enabled": True}
-    metadata: dict[str, Any] = {"effective_config": {"compute": {}, "data": data, "training": training}}
+    metadata: dict[str, Any] = {"effective_config": {"compute": compute, "data": data, "training": training}}
     if task_app_url is not None:
         metadata["task_app_url"] = task_app_url
     if tags:
@@ -79,11 +72,13 @@ def rl_payload(
     """
     turns = config.max_env_steps
     trained = is_trained(source)
+    values = config.model_dump(mode="json", exclude_none=True)
+    compute, split = _machines(values.pop("compute", {}))
     toml: dict[str, Any] = {
-        "algorithm": {"type": "online", "method": "policy_gradient", "variety": _variety(config)},
+        "algorithm": {"type": "online", "method": "policy_gradient", "variety": variety_of(config)},
         "services": {"task_url": task_app_url},
-        "compute": {},
-        "reference": {"placement": "none"},
+        "compute": compute,
+        "reference": {"placement": "dedicated" if split.get("gpus_for_ref") else "none"},
         "model": {
             ("source" if trained else "base"): source,
             "trainer_mode": "full" if config.train_kind == "fft" else config.train_kind,
@@ -99,13 +94,6 @@ def rl_payload(
             "env_config": {**config.env_config, "max_env_steps": config.max_env_steps},
             "policy_config": policy.model_dump(mode="json"),
         },
-        "evaluation": {}
-        if config.dev is None
-        else {
-            "instances": len(config.dev.seeds),
-            "every_n_iters": config.dev.every,
-            "seeds": list(config.dev.seeds),
-        },
         "training": {
             "num_epochs": 1,
             "iterations_per_epoch": config.iterations,
@@ -113,15 +101,22 @@ def rl_payload(
             "batch_size": config.groups_per_iteration,
             "weight_sync_interval": 1,
             "log_interval": 1,
-            **config.model_dump(mode="json", exclude_none=True),
+            **values,
         },
         "tags": dict(tags or {}),
     }
+    if config.dev is not None:
+        seeds = list(config.dev.seeds)
+        toml["evaluation"] = {"instances": len(seeds), "every_n_iters": config.dev.every, "seeds": seeds}
+    if split:
+        toml["topology"] = split
+    if "tensor_parallel" in split:
+        toml["vllm"] = {"tensor_parallel_size": split["tensor_parallel"]}
     if config.train_kind != "fft":
         toml["lora"] = _lora(config)
     return {
         "job_type": "rl",
-        "compute": {},
+        "compute": compute,
         "data": {
             "endpoint_base_url": task_app_url,
             "config": toml,
@@ -132,7 +127,24 @@ def rl_payload(
     }
 
 
-def _variety(config: RlConfig) -> str:
+def _batches(config: SftConfig, gpus: int) -> dict[str, Any]:
+    """A training step in the wire's words: rows of a forward, how many of them, and the kind of training."""
+    rows = config.micro_batch_size or max(1, config.batch_size // gpus)
+    return {
+        "global_batch": config.batch_size,
+        "per_device_batch": rows,
+        "gradient_accumulation_steps": max(1, config.batch_size // (rows * gpus)),
+        "train_kind": "fft" if config.train_kind == "fft" else "peft",
+    }
+
+
+def _machines(table: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`RlComputeConfig` as the wire's tables `compute` and `topology`."""
+    rented = {"gpu_type", "gpu_count", "nodes"}
+    return {k: v for k, v in table.items() if k in rented}, {k: v for k, v in table.items() if k not in rented}
+
+
+def variety_of(config: RlConfig) -> str:
     """What others call the algorithm; `training` has its parts."""
     if config.advantage == "distillation":
         return "on_policy_distillation"

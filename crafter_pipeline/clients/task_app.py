@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from pydantic import ValidationError
@@ -103,6 +104,15 @@ class TaskAppClient:
             raise TaskAppError(
                 f"{self._http.base_url} answered POST /rollout, but not as a task app does: {where}: {first['msg']}"
             ) from e
+
+    def state_of(self, run_id: str) -> str | None:
+        """running, completed, aborted or failed; None where the task app does not know the rollout."""
+        try:
+            return str(self._object("GET", f"/run/status/{quote(run_id)}").get("status"))
+        except TaskAppError as e:
+            if e.status in (404, 405):
+                return None
+            raise
 
     def status_without_key(self, method: str, path: str, key: str | None = None) -> int:
         """The HTTP status that somebody gets who has no key, or a wrong one."""

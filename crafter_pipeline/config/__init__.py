@@ -51,12 +51,14 @@ from crafter_pipeline.config.services import (
     TaskAppConfig,
 )
 from crafter_pipeline.config.training import (
+    ComputeConfig,
     CurriculumConfig,
     DaggerConfig,
     DevEpisodes,
     DevSeeds,
     JudgeConfig,
     RewardBlend,
+    RlComputeConfig,
     RlConfig,
     SftConfig,
     Tracker,
@@ -67,6 +69,7 @@ from crafter_pipeline.config.training import (
 __all__ = [
     "BackendConfig",
     "CollectConfig",
+    "ComputeConfig",
     "Config",
     "CurriculumConfig",
     "DEV_SEEDS_START",
@@ -87,6 +90,7 @@ __all__ = [
     "PromotionConfig",
     "ReasoningEffort",
     "RewardBlend",
+    "RlComputeConfig",
     "RlConfig",
     "SPREAD",
     "SeedRange",

@@ -29,7 +29,7 @@ class Config(BaseModel):
         return digest_of(self.model_dump(mode="json"))
 
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound=BaseModel)
 
 
 class SeedRange(Config):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from crafter_pipeline.config.play import CollectConfig, EvaluateConfig
 from crafter_pipeline.config.promotion import PromotionConfig
 from crafter_pipeline.config.services import BackendConfig, TaskAppConfig
 from crafter_pipeline.config.training import DaggerConfig, RlConfig, SftConfig
+
+Baseline = Literal["random", "teacher"]
 
 
 class PipelineConfig(Config):
@@ -39,6 +41,8 @@ class PipelineConfig(Config):
     """The reinforcement-learning job, from the model before it."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """How models are judged."""
+    baselines: tuple[Baseline, ...] = ("random", "teacher")
+    """Who is judged beside the student; the random player is served by our own backend alone."""
     promotion: PromotionConfig | None = None
     """Whether the RL model is to become champion, and on which worlds it is compared with it; what is not named here is
     as in `evaluate`. Unset: no model is promoted."""

@@ -67,7 +67,7 @@ class CollectConfig(Config):
     model: str = "crafter-expert"
     """Teacher's model name."""
     inference_url: str | None = None
-    """Teacher's OpenAI-compatible base URL; unset: the training backend's /v1."""
+    """Teacher's OpenAI-compatible base URL; unset: the training backend's."""
     seeds: SeedRange = SeedRange(start=0, count=8)
     """Worlds to play."""
     max_env_steps: int = Field(default=100, ge=1, le=10_000)

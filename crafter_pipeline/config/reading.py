@@ -64,6 +64,8 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str]) -> dict[str,
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
     where = ".".join(str(p) for p in error["loc"])
+    if error["type"] in ("model_type", "dict_type"):
+        return f"{where}: this is a table; write [{where}], or {where}.key = value"
     if error["type"] != "extra_forbidden":
         return f"{where}: {error['msg']}".replace("Value error, ", "", 1).removeprefix(": ")
     parent: Any = model

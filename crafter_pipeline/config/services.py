@@ -65,6 +65,13 @@ class BackendConfig(Config):
     """Port of the child; 0: any free one."""
     data_dir: Path | None = None
     """Files, jobs and models of the child; unset: `<run folder>/backend`."""
+    job_hours: float | None = Field(default=None, gt=0)
+    """Longest wait for a training job, which then goes on without the run; the same run waits again. Unset: no end."""
+
+    @property
+    def patience_seconds(self) -> float | None:
+        """`job_hours` in seconds."""
+        return None if self.job_hours is None else 3600.0 * self.job_hours
 
     @model_validator(mode="after")
     def _public_url_is_of_the_child(self) -> Self:

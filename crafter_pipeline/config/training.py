@@ -7,12 +7,44 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from crafter_pipeline.config.base import DEV_SEEDS_START, HELD_OUT_SEEDS_START, TRAIN_SEEDS_END, Config, SeedRange
-from crafter_pipeline.config.play import PolicyConfig
+from crafter_pipeline.config.play import CollectConfig, PolicyConfig
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.judging.rubric import PROGRAMMATIC, read_rubrics
 
 TrainKind = Literal["fft", "lora", "qlora"]
 Tracker = Literal["trackio", "wandb", "mlflow", "tensorboard"]
+
+
+class ComputeConfig(Config):
+    """Machines that a hosted backend rents for a job. Our own trains on what it has, and says so."""
+
+    gpu_type: str = Field(min_length=1)
+    """As the backend calls it, e.g. H100."""
+    gpu_count: int = Field(default=1, ge=1)
+    """GPUs of a machine."""
+    nodes: int = Field(default=1, ge=1)
+    """Machines."""
+
+
+class RlComputeConfig(ComputeConfig):
+    """The same for reinforcement learning, where some GPUs sample while others train."""
+
+    gpus_for_vllm: int | None = Field(default=None, ge=1)
+    """GPUs that sample; unset: as the backend likes."""
+    gpus_for_training: int | None = Field(default=None, ge=1)
+    """GPUs that train; unset: as the backend likes."""
+    gpus_for_ref: int | None = Field(default=None, ge=0)
+    """GPUs of the start model, for the KL divergence; unset: as the backend likes."""
+    tensor_parallel: int | None = Field(default=None, ge=1)
+    """GPUs that one copy of the sampler is spread over; unset: as the backend likes."""
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        parts = (self.gpus_for_vllm, self.gpus_for_training, self.gpus_for_ref)
+        used, there = sum(part or 0 for part in parts), self.gpu_count * self.nodes
+        if used > there:
+            raise ValueError(f"gpu_count: {used} GPUs are shared out, and there are {there}")
+        return self
 
 
 class TrainingConfig(Config):
@@ -87,6 +119,8 @@ class DevEpisodes(DevSeeds):
 class SftConfig(TrainingConfig):
     """One supervised fine-tuning job."""
 
+    compute: ComputeConfig | None = None
+    """What a hosted backend rents for it; unset: nothing is asked for."""
     base_model: str = "crafter-tiny"
     """Model to start from: a built-in, a folder, a GGUF file, a hub name, or a trained model's id."""
     n_epochs: float = Field(default=1.0, gt=0)
@@ -174,6 +208,18 @@ class DaggerConfig(Config):
         """Worlds of a round, counted from 0."""
         return SeedRange(start=self.seeds.start + index * self.seeds.count, count=self.seeds.count)
 
+    def round_play(self, index: int, student: str, environment: str) -> CollectConfig:
+        """The student's episodes of a round."""
+        return CollectConfig(
+            environment=environment,
+            model=student,
+            seeds=self.round_seeds(index),
+            max_env_steps=self.max_env_steps,
+            env_config=self.env_config,
+            concurrency=self.concurrency,
+            policy=self.policy,
+        )
+
 
 class RewardBlend(Config):
     """What the reward of a judged turn is made of."""
@@ -235,6 +281,8 @@ class CurriculumConfig(Config):
 class RlConfig(TrainingConfig):
     """One reinforcement-learning job: rollouts through the task app, one sample per turn."""
 
+    compute: RlComputeConfig | None = None
+    """What a hosted backend rents for it; unset: nothing is asked for."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's."""
     iterations: int = Field(default=10, ge=1)

@@ -81,6 +81,20 @@ def calls_in_form(calls: Any) -> list[Json]:
     return valid
 
 
+def with_its_calls(message: Any) -> Any:
+    """The message; calls that stand in its content as `[{"tool_name", "arguments"}]`, which is how traces keep and a
+    published filter writes them, as tool calls."""
+    parts = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(parts, list) or not parts or not all(_is_kept_call(part) for part in parts):
+        return message
+    calls = [{"function": {"name": part["tool_name"], "arguments": part.get("arguments") or {}}} for part in parts]
+    return {**message, "content": "", "tool_calls": calls_in_form(calls)}
+
+
+def _is_kept_call(part: Any) -> bool:
+    return isinstance(part, Mapping) and isinstance(part.get("tool_name"), str) and "type" not in part
+
+
 def _with_arguments(call: Mapping[str, Any]) -> Mapping[str, Any]:
     """The call; arguments that a server left out are none, not damaged ones."""
     function = call.get("function")

@@ -34,21 +34,25 @@ class PluginJudge:
 
     async def review(self, rollout: Rollout, rubrics: Rubrics) -> Review:
         """Judge. JudgeError when the function raises, or returns no finite number."""
-        payload = payload_of(rollout)
+        number = await self.score(payload_of(rollout), rollout.run_id)
+        return Review(self.name, Scorecard({self.name: Score(number)}, number), ())
+
+    async def score(self, payload: Mapping[str, Any], run_id: str) -> float:
+        """The function's number for a payload as `payload_of` makes it; errors as `review`."""
         try:
             if inspect.iscoroutinefunction(self._function):
                 value = await self._function(payload, **self._kwargs)
             else:
                 value = await asyncio.to_thread(self._function, payload, **self._kwargs)
         except Exception as e:
-            raise JudgeError(f"The judge {self.name} failed on {rollout.run_id}: {type(e).__name__}: {e}") from e
+            raise JudgeError(f"The judge {self.name} failed on {run_id}: {type(e).__name__}: {e}") from e
         try:
             number = float(value)
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise JudgeError(f"The judge {self.name} returned {value!r} for {rollout.run_id}; it must return a number.")
-        return Review(self.name, Scorecard({self.name: Score(number)}, number), ())
+            raise JudgeError(f"The judge {self.name} returned {value!r} for {run_id}; it must return a number.")
+        return number
 
 
 def payload_of(rollout: Rollout) -> dict[str, Any]:

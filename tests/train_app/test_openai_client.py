@@ -218,7 +218,7 @@ def test_a_prompt_beyond_the_context_is_told_both_numbers(ask, client, parrot):
     with pytest.raises(openai.BadRequestError) as refusal:
         client.chat.completions.create(model=parrot, messages=[{"role": "user", "content": "tree " * 5000}])
     assert refusal.value.code == "context_length_exceeded"
-    assert "4096" in refusal.value.message and "25005" in refusal.value.message
+    assert "16384" in refusal.value.message and "25005" in refusal.value.message
 
 
 def test_wrong_keys_and_unknown_models_have_errors_of_their_own(service, client):

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, HTTPException, Query, UploadFile
 from starlette.responses import FileResponse
 
+from crafter_pipeline.dataset.training_file import BadDataset, store_dataset
 from train_app.answers import error_body, iso, listed
 from train_app.backend import Backend
-from train_app.datasets import BadDataset, store_dataset
 from train_app.jobs import File as StoredFile
 from train_app.jobs import JobFilter, new_file_id
 

@@ -15,7 +15,7 @@ from crafter_pipeline.errors import ServiceError
 from crafter_pipeline.tokens import TINY
 from train_app.answers import openai_error
 from train_app.backend import Backend
-from train_app.builtin import NoObservation, builtin_models, completion
+from train_app.builtin import NoObservation, builtin_models, completion, completion_stream
 from train_app.disconnects import Gone, unless_gone
 from train_app.guard import Guard
 from train_app.inference_proxy import InferenceProxy, Keep
@@ -134,9 +134,10 @@ class Inference:
     def _scripted(self, name: str, body: Mapping[str, Any], path: str) -> Response:
         if path != CHAT:
             return openai_error(400, f"{name} is a script that reads conversations; ask it at chat/completions.")
-        if body.get("stream"):
-            return openai_error(400, f"{name} answers at once; ask without `stream`.")
         try:
+            if body.get("stream"):
+                events = completion_stream(name, self._builtins[name], body)
+                return Response(events, media_type="text/event-stream")
             return Response(completion(name, self._builtins[name], body), media_type="application/json")
         except NoObservation as e:
             return openai_error(400, str(e))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import zip_longest
@@ -18,6 +19,7 @@ from train_app.answers import Key, Limit, Payload, error_body, iso, listed, mome
 from train_app.backend import Backend
 from train_app.checkpoints import Checkpoint, checkpoints_folder, whole_checkpoints
 from train_app.jobs import Event, Job, JobFilter, JobStore, Kind, job_folder
+from train_app.signs_of_life import give_sign
 
 STREAM_POLL_SECONDS = 0.5
 STREAM_PING_SECONDS = 15.0
@@ -47,7 +49,7 @@ FAMILIES: tuple[tuple[str, Kind | None], ...] = (
 """Paths under which jobs are seen; each lists its kind, and knows every job by its id."""
 STATES = {"canceled": "cancelled", "completed": "succeeded", "error": "failed"}
 """Other words for states that clients filter by."""
-HOSTED_ONLY = ("GET /rl/services/{trainer_id}", "POST /pricing/preflight", "GET /balance/autumn-normalized")
+HOSTED_ONLY = ("GET /rl/services/{trainer_id}",)
 """Routes of the hosted service that have no meaning here."""
 
 
@@ -91,16 +93,37 @@ def add_job_routes(router: APIRouter, backend: Backend) -> None:
     def events(
         request: Request,
         job_id: str,
-        since_seq: int = 0,
+        since_seq: int | None = None,
         limit: Limit = 200,
+        after: str | None = None,
+        since: str | None = None,
+        run: str | None = None,
         last_event_id: Annotated[int | None, Header(alias="Last-Event-ID")] = None,
     ) -> Response:
-        backend.job(job_id)
+        """A page of events, oldest first: behind `since_seq` or the event `after`; without either, the newest ones.
+
+        `since`: a time, or an event's id, as one published client sends it. `run`: those of one worker.
+        """
+        job = backend.job(job_id)
+        if since is not None and since.startswith(f"{job_id}:"):
+            after, since = after or since, None
+        behind = since_seq if after is None else seq_of(job, after)
         if "text/event-stream" in request.headers.get("accept", ""):
-            stream = stream_events(store, job_id, last_event_id if last_event_id is not None else since_seq)
+            stream = stream_events(store, job_id, last_event_id if last_event_id is not None else behind or 0)
             return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        views = [event_view(job_id, e) for e in store.events(job_id, since_seq, limit)]
-        next_seq = views[-1]["seq"] if views else since_seq
+        first, end = (0, None) if run is None else span_of(store, job, run)
+        found = store.events(
+            job_id,
+            max(behind or 0, first),
+            limit,
+            before_seq=end,
+            created_after=moment(since, "since") if since is not None else None,
+            newest=behind is None,
+        )
+        if not found and since_seq is not None and run is None and give_sign(store, job):
+            found = store.events(job_id, since_seq, limit)
+        views = [event_view(job_id, e) for e in found]
+        next_seq = views[-1]["seq"] if views else behind or 0
         return JSONResponse({"job_id": job_id, "events": views, "data": views, "next_seq": next_seq})
 
     def metrics(
@@ -135,7 +158,7 @@ def add_job_routes(router: APIRouter, backend: Backend) -> None:
 
     def runs(job_id: str) -> dict[str, Any]:
         job = backend.job(job_id)
-        views = run_views(job, store.events(job_id, limit=1_000_000, types=("job.worker.started",)))
+        views = run_views(job, worker_starts(store, job))
         return {"job_id": job.id, **listed("runs", views)}
 
     def checkpoints(job_id: str) -> dict[str, Any]:
@@ -150,9 +173,7 @@ def add_job_routes(router: APIRouter, backend: Backend) -> None:
         return backend.job_view(job)
 
     def hosted_only(request: Request) -> Response:
-        message = (
-            f"{request.url.path} is the hosted service's own: here are no trainers to rent, no prices, no balance."
-        )
+        message = f"{request.url.path} is the hosted service's own: here are no trainers to rent."
         raise HTTPException(404, error_body("hosted_only", message))
 
     for path in ("/learning/jobs", "/sft/jobs"):
@@ -241,12 +262,35 @@ def run_views(job: Job, starts: Sequence[Event]) -> list[dict[str, Any]]:
 
 
 def attempt_of(job: Job, run_id: str) -> int:
-    """The worker of a run's id, or 404."""
+    """The worker of a run's id or number, or 404."""
     owner, _, number = run_id.rpartition("-")
-    if owner != job.id or not number.isdigit() or not 1 <= int(number) <= job.attempts:
+    if owner not in ("", job.id) or not number.isdecimal() or not 1 <= int(number) <= job.attempts:
         message = f"{job.id} has no run {run_id!r}. See GET /api/jobs/{job.id}/runs."
         raise HTTPException(404, error_body("not_found", message))
     return int(number)
+
+
+def span_of(store: JobStore, job: Job, run_id: str) -> tuple[int, int | None]:
+    """Events of a run, the start of its worker among them: (seq before the first, seq behind the last or None)."""
+    attempt = attempt_of(job, run_id)
+    starts = {int(e.data["attempt"]): e.seq for e in worker_starts(store, job)}
+    first = starts.get(attempt, sys.maxsize)  # its worker may be about to start
+    return first - 1, min((seq for number, seq in starts.items() if number > attempt), default=None)
+
+
+def worker_starts(store: JobStore, job: Job) -> Sequence[Event]:
+    """The event of each worker's start."""
+    return store.events(job.id, limit=1_000_000, types=("job.worker.started",))
+
+
+def seq_of(job: Job, event_id: str) -> int:
+    """The seq in an event's id, `<job>:<seq>`, or 400."""
+    owner, _, seq = event_id.rpartition(":")
+    if owner not in ("", job.id) or not seq.isdecimal():
+        raise HTTPException(
+            400, error_body("invalid_request", f"after: {event_id!r} is no id of an event of {job.id}.")
+        )
+    return int(seq)
 
 
 def checkpoint_view(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -49,7 +49,8 @@ def hardware(compute: Mapping[str, Any], gpu_count: str) -> Iterable[tuple[str, 
                 yield f"compute.{key}", "no NVIDIA GPU on this machine"
     elif gpu_count and isinstance(count, int) and count > 1:
         yield "compute.gpu_count", gpu_count
-    if compute.get("topology"):
+    split = {k: v for k, v in as_table(compute.get("topology")).items() if (k, v) != ("reference_placement", "none")}
+    if split:
         yield "compute.topology", "a job's GPUs are split by its kind, see the field gpus"
 
 
@@ -61,6 +62,13 @@ def config_of(model: type[C], values: dict[str, Any], where: str) -> C:
         first = e.errors()[0]
         key = ".".join(str(p) for p in first["loc"]) or "config"
         raise ConfigError(f"{where}.{key}: {first['msg']} (got {first['input']!r})") from None
+
+
+def target_modules(value: Any) -> list[str] | None:
+    """Layers with an adapter, as clients name them; None: every linear one, or none are named."""
+    if value in (None, "all-linear", ["all-linear"]):
+        return None
+    return [value] if isinstance(value, str) else list(value)
 
 
 def as_table(value: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from crafter_pipeline.config import DEV_SEEDS_START, RlConfig, refuse_held_out
 from crafter_pipeline.environments import ENVIRONMENTS
 from crafter_pipeline.errors import ConfigError, FieldError
 from crafter_pipeline.rewards import read_step_rewards
-from train_app.specs.base import Spec, as_table, config_of, first, hardware, whole
+from train_app.specs.base import Spec, as_table, config_of, first, hardware, target_modules, whole
 from train_app.specs.judge import read_judge
 
 
@@ -115,6 +115,7 @@ def _source(data: Mapping[str, Any], model: Mapping[str, Any], policy: Mapping[s
         ("data", data, ("model", "base_model")),
         ("data.config.model", model, ("source", "base")),
         ("data.config.policy", policy, ("source", "model_name")),
+        ("data.config.policy", policy, ("model",)),
     )
     found = ""
     for table, values, keys in places:
@@ -167,16 +168,18 @@ def _values(
     temperature = first(policy_config, "temperature") or first(policy, "temperature")
     if temperature:
         values["temperature"] = temperature
-    if seeds := as_table(toml.get("data")).get("seeds"):
-        values["seeds"] = seeds
-    values["dev"] = _dev(as_table(toml.get("evaluation")))
+    data = as_table(toml.get("data"))
+    if data.get("seeds"):
+        values["seeds"] = data["seeds"]
+    values["seeds_start"] = data.get("seed_start")
+    values["dev"] = _dev(as_table(toml.get("evaluation")) or {"instances": data.get("evaluation_episodes")})
     values["step_rewards"] = _step_rewards(training, env, policy_config) or None
     values["judge"] = read_judge(toml, notes)
     values["env_config"] = {k: v for k, v in env.items() if k not in _ENV_READ}
-    own = RlConfig.model_fields.keys() - {"group_size"}
+    own = RlConfig.model_fields.keys() - {"group_size", "compute"}
     for table in ({**rollout, "env_config": None}, training):
         values.update({k: table[k] for k in own if table.get(k) is not None})
-    return values
+    return {**values, "lora_target_modules": target_modules(values.get("lora_target_modules"))}
 
 
 def _variety(toml: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,13 +198,8 @@ def _adapter(toml: Mapping[str, Any], training: Mapping[str, Any], policy: Mappi
         "lora_rank": first(lora, "r", "rank", "lora_rank"),
         "lora_alpha": first(lora, "alpha", "lora_alpha"),
         "lora_dropout": first(lora, "dropout", "lora_dropout"),
-        "lora_target_modules": first(lora, "target_modules", "lora_target_modules"),
+        "lora_target_modules": target_modules(first(lora, "target_modules", "lora_target_modules")),
     }
-    modules = found["lora_target_modules"]
-    if modules in ("all-linear", ["all-linear"]):
-        found["lora_target_modules"] = None  # as it is anyway
-    elif isinstance(modules, str):
-        found["lora_target_modules"] = [modules]
     return {name: value for name, value in found.items() if value is not None}
 
 
@@ -283,14 +281,14 @@ def _environment(name: str) -> str:
 # --------------------------------------------------------------------------- what is not
 
 _READ: Mapping[str, frozenset[str]] = {
-    "data": frozenset({"seeds"}),
+    "data": frozenset({"seeds", "seed_start", "evaluation_episodes"}),
     "services": frozenset({"task_url"}),
     "algorithm": frozenset({"variety"}),
     "topology": frozenset(),
     "vllm": frozenset(),
     "reference": frozenset(),
     "model": frozenset({"source", "base", "trainer_mode", "label"}),
-    "policy": frozenset({"model_name", "source", "trainer_mode", "label", "max_tokens", "temperature"}),
+    "policy": frozenset({"model_name", "source", "model", "trainer_mode", "label", "max_tokens", "temperature"}),
     "lora": frozenset(
         {"r", "rank", "alpha", "dropout", "target_modules"}
         | {"lora_rank", "lora_alpha", "lora_dropout", "lora_target_modules"}
@@ -312,6 +310,8 @@ _CLIENTS = frozenset({"smoke"})
 _AS_HERE: Mapping[str, Any] = {
     "algorithm.type": ("online",),
     "algorithm.method": ("policy_gradient",),
+    "data.split": ("train",),
+    "data.evaluation_split": ("validation",),
     "reference.placement": ("none",),
     "topology.reference_placement": ("none",),
     "topology.tensor_parallel": (1,),
@@ -335,10 +335,19 @@ _AS_HERE: Mapping[str, Any] = {
 _SYNC = "weights reach the sampler before every batch"
 _STEPS = "the number of optimiser steps per batch is training.minibatches, and memory decides how they are cut up"
 _GPUS = "the policy trains on one GPU, further ones (training.gpus) sample"
+_SPLIT = "the seed says which split a problem is of: train below 900,000, then validation, then test"
+_MATH_REWARDS = "the task app's own: MATH_REWARD_POSITIVE, MATH_REWARD_NEGATIVE_NO_TOOL, MATH_REWARD_NEGATIVE_NO_ANSWER"
 _WHOLE = "RL samples from the whole distribution, or its likelihood ratios would be wrong"
 _REASONS: Mapping[str, str] = {
     "algorithm.type": "a job of this route plays online",
     "algorithm.method": "policy gradients are what is trained here",
+    "data.split": _SPLIT,
+    "data.evaluation_split": _SPLIT,
+    "data.episodes_per_iteration": "rollout.episodes_per_batch, or training.batch_size groups, are an iteration",
+    "training.ops": "an episode alternates model call and game until it ends",
+    "training.reward_positive": _MATH_REWARDS,
+    "training.reward_negative_no_tool": _MATH_REWARDS,
+    "training.reward_negative_no_answer": _MATH_REWARDS,
     "services.judge_url": "the RL worker has its rollouts judged itself, see judge.options",
     "topology": _GPUS,
     "vllm": "the sampler follows the model and the device",

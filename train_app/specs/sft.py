@@ -9,7 +9,7 @@ from pydantic import Field
 
 from crafter_pipeline.config import SftConfig
 from crafter_pipeline.errors import ConfigError
-from train_app.specs.base import Spec, as_table, config_of, first, hardware, has_gpu
+from train_app.specs.base import Spec, as_table, config_of, first, hardware, has_gpu, target_modules
 
 
 class SftSpec(Spec):
@@ -28,7 +28,7 @@ class SftSpec(Spec):
     """[tags] of the request."""
 
 
-_OWN = SftConfig.model_fields.keys() - {"base_model", "train_kind", "batch_size", "micro_batch_size"}
+_OWN = SftConfig.model_fields.keys() - {"base_model", "train_kind", "batch_size", "micro_batch_size", "compute"}
 """Fields that are on the wire as they are; the others are translated."""
 _READ = _OWN | {
     *(
@@ -95,6 +95,7 @@ def read_sft(payload: Mapping[str, Any], gpus: int = 0) -> tuple[SftConfig, dict
         "base_model": payload.get("model"),
         "train_kind": _train_kind(str(hyper.get("train_kind") or ""), training),
     }
+    values["lora_target_modules"] = target_modules(values.get("lora_target_modules"))
     several, refusal = _gpus(as_table(effective.get("compute")), values, gpus)
     config = config_of(SftConfig, {**several, **values}, "hyperparameters")
     _check(config, has_validation_file, metadata.get("task_app_url"))

@@ -1,5 +1,6 @@
 """The backend's client, against the real service with stand-ins for its workers."""
 
+import hashlib
 import io
 import json
 import sys
@@ -92,7 +93,11 @@ def test_a_validation_set_and_tags_go_along(make_backend, dataset, tmp_path):
     run_sft(backend, dataset, validation_file_id=file_id, tags={"method": "dagger"})
     with pytest.raises(BackendError, match="file_00"):
         run_sft(backend, dataset, validation_file_id="file_00")
-    assert backend.download_file(file_id, tmp_path / "new" / "copy.jsonl").read_bytes() == held_back.read_bytes()
+    digest = backend.download_file(file_id, tmp_path / "new" / "copy.jsonl")
+    assert (tmp_path / "new" / "copy.jsonl").read_bytes() == held_back.read_bytes()
+    assert digest == hashlib.sha256(held_back.read_bytes()).hexdigest()
+    with pytest.raises(DataError, match="not 0000"):
+        backend.download_file(file_id, tmp_path / "new" / "other.jsonl", "0" * 64)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["copy.jsonl"]
     with pytest.raises(BackendError, match="404"):
         backend.download_file("file_00", tmp_path / "new" / "nothing.jsonl")
@@ -193,7 +198,7 @@ def test_what_rl_trained_can_be_read(make_backend):
             "a",
             {"evaluation": {"instances": 2, "every_n_iters": 3, "seeds": [900_001, 900_002]}},
         ),
-        (RlConfig(), "a", {"tags.method": "rl", "evaluation": {}}),
+        (RlConfig(), "a", {"tags.method": "rl"}),
     ],
 )
 def test_the_wires_own_keys_say_what_the_config_says(config, source, says):

@@ -97,6 +97,20 @@ def test_a_key_goes_to_its_own_host_only(url, key):
     assert headers.get("authorization") == (f"Bearer {key}" if key else None) and "x-api-key" not in headers
 
 
+def test_a_key_for_one_call_wins_and_is_not_kept():
+    chat = standin.ScriptedChat(lambda body, n: httpx.Response(503) if n == 0 else {"content": "do"})
+
+    async def run():
+        settings = Settings(_env_file=None, groq_api_key="own")
+        async with ChatClient(settings, transport=chat.transport(), first_wait_seconds=0.01) as client:
+            for key in ("theirs", None):
+                await client.complete("https://api.groq.com/openai/v1", REQUEST, deadline_s=5.0, key=key)
+
+    asyncio.run(run())
+    sent = [request.headers["authorization"] for request in chat.requests]
+    assert sent == ["Bearer theirs", "Bearer theirs", "Bearer own"]
+
+
 def test_a_refusal_is_final_and_keeps_the_key_to_itself():
     chat = standin.ScriptedChat(lambda body, n: httpx.Response(401, json={"error": {"message": "bad key groq-key"}}))
     with pytest.raises(ModelError, match=r"HTTP 401: bad key \[key\]") as caught:
@@ -438,3 +452,35 @@ class TestHalfOpenServers:
         async with self.server(b"") as url:
             pass
         assert (await self.failure(url, deadline_s=5.0)).kind == "unreachable"
+
+
+PAGE = "<html><head><title>502 Bad Gateway</title></head><body>" + "dump " * 300 + "nginx</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (httpx.Response(404, text=PAGE), "HTTP 404: an HTML page: 502 Bad Gateway, nginx$"),
+        (httpx.Response(200, text=PAGE), "not with a chat completion: an HTML page: 502 Bad Gateway, nginx$"),
+        (
+            httpx.Response(302, headers={"location": "https://sso.test/in?t=secret"}),
+            r"redirects \(302\) to .*sso.test/in$",
+        ),
+        (
+            httpx.Response(401, json={"error": {"message": "no"}}),
+            "HTTP 401: no\\. It wants a key; none was sent: set INFERENCE",
+        ),
+    ],
+)
+def test_what_a_proxy_answers_is_said_in_a_few_words(answer, says):
+    with pytest.raises(ModelError, match=says) as e:
+        ask(standin.ScriptedChat(lambda body, n: answer))
+    assert "dump" not in str(e.value) and len(str(e.value)) < 300
+
+
+def test_a_tool_call_that_its_server_refused_is_an_answer_that_cannot_be_read():
+    error = {"code": "tool_use_failed", "message": "Failed", "failed_generation": "<think>dig</think>{move_"}
+    chat = standin.ScriptedChat(lambda body, n: httpx.Response(400, json={"error": error}))
+    reply = ask(chat)
+    assert (reply.content, reply.thinking, reply.finish_reason) == ("{move_", "dig", "tool_use_failed")
+    assert len(chat.requests) == 1

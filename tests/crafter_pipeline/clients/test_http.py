@@ -1,12 +1,17 @@
 """The one policy of retries, and failures said once."""
 
+import re
+
 import httpx
 import pytest
 
-from crafter_pipeline.clients.http import REPEATABLE, send, service_client, service_root
+from crafter_pipeline.clients.http import REPEATABLE, json_object, send, service_client, service_root
 from crafter_pipeline.errors import TaskAppError
 
 TASK_APP = dict(raises=TaskAppError, service="task app", start_with="crafter-pipeline serve", key_name="THE_KEY")
+PROXY = "<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body><hr><center>nginx</center></body></html>"
+WALL = "<!DOCTYPE html><html><head><title>Just a\n moment</title></head><body>" + "x" * 5000
+LOGIN = "<!doctype html><title>Sign in</title><form>"
 
 
 class Script:
@@ -68,15 +73,43 @@ def test_waits_double_unless_the_server_says_how_long():
     [
         (httpx.ConnectError("x"), r"No task app at http://t:1/?\. Start one with `crafter-pipeline serve`"),
         (httpx.ReadTimeout("x"), "gave no answer to GET /x in time"),
-        (httpx.Response(401, json={"detail": "no"}), "refuses the key. Set THE_KEY"),
+        (httpx.Response(401, json={"detail": "no"}), "asks for a key, and none is set. Set THE_KEY"),
         (httpx.Response(400, json={"detail": {"error": {"code": "c", "message": "bad seed"}}}), "400 .*bad seed"),
         (httpx.Response(422, json={"error": {"message": "odd"}}), "422 .*odd"),
-        (httpx.Response(404, text="<html>"), "404 .*<html>"),
+        (httpx.Response(404, text="not here"), "404 .*not here"),
+        (httpx.Response(502, text=PROXY), r"answered 502 to GET /x: an HTML page: 502 Bad Gateway, nginx$"),
+        (
+            httpx.Response(403, text=WALL, headers={"server": "cloudflare"}),
+            r"an HTML page: Just a moment, cloudflare\)$",
+        ),
+        (httpx.Response(404, text="<html><p>gone</p>"), "404 to GET /x: an HTML page: without a title$"),
+        (
+            httpx.Response(302, headers={"location": "https://u:p@sso.test/login?token=secret"}),
+            r"redirects \(302\) to https://sso.test/login, and keys follow no redirect\. Is this the task app's",
+        ),
     ],
 )
 def test_every_failure_becomes_one_sentence(answer, words):
     with pytest.raises(TaskAppError, match=words):
         send(Script(*[answer] * 4).client(), "GET", "/x", **TASK_APP)
+
+
+def test_a_key_that_is_refused_is_another_matter_than_one_that_is_missing():
+    with pytest.raises(TaskAppError, match=r"refuses the key\. Set THE_KEY to its key\. \(no\)"):
+        send(Script(httpx.Response(401, json={"detail": "no"})).client(api_key="k"), "GET", "/x", **TASK_APP)
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("[1]", "No object."),
+        ("half an ans", "No object."),
+        (LOGIN, "No object. It is an HTML page: Sign in."),
+    ],
+)
+def test_what_is_no_json_object_is_said_in_a_word(body, says):
+    with pytest.raises(TaskAppError, match=re.escape(says) + "$"):
+        json_object(httpx.Response(200, text=body), TaskAppError("No object."))
 
 
 def test_an_address_without_a_scheme_is_said():

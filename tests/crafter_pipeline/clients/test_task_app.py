@@ -52,3 +52,12 @@ def test_seeds_are_asked_for_by_name():
     client.task_info([1, 2])
     client.task_info()
     assert [r.url.query for r in requests] == [b"seed=1&seed=2", b""]
+
+
+def test_the_state_of_a_rollout_is_none_where_it_is_not_known():
+    running = httpx.Response(200, json={"run_id": "a/b c", "status": "running"})
+    client, requests = make_client(running, httpx.Response(404), httpx.Response(401))
+    assert client.state_of("a/b c") == "running" and requests[0].url.raw_path == b"/run/status/a/b%20c"
+    assert client.state_of("other") is None
+    with pytest.raises(TaskAppError, match="ENVIRONMENT_API_KEY"):
+        client.state_of("other")

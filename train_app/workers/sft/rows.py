@@ -21,7 +21,7 @@ import orjson
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
-from crafter_pipeline.dataset.chat_form import ROLES, is_conversation, tool_as_served
+from crafter_pipeline.dataset.chat_form import ROLES, is_conversation, tool_as_served, with_its_calls
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.tokens import in_one_text, training_template
 from train_app.workers.sft.packing import IGNORED
@@ -211,7 +211,7 @@ def messages_and_tools(example: dict[str, Any], where: str) -> tuple[list[dict[s
         messages = [*example["prompt"], *example["completion"]]
     if not isinstance(messages, list) or not messages:
         raise DataError(f"{where}: it needs `messages`, or `prompt` and `completion` as lists of messages.")
-    whole = is_conversation(example)
+    whole, messages = is_conversation(example), [with_its_calls(message) for message in messages]
     for index, message in enumerate(messages):
         is_trained = whole or index == len(messages) - 1
         _check_message(message, example, f"{where}, message {index + 1}", is_trained=is_trained)

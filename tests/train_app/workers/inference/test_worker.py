@@ -40,7 +40,7 @@ def test_on_cuda_a_folder_is_served_by_vllm(on_cuda, tmp_path):
     loaded = load_chat_model(folder, tmp_path)
     try:
         assert isinstance(loaded.model.engine, VllmEngine)
-        assert (loaded.model.context, loaded.bytes) == (4096, 4 * 10**9)
+        assert (loaded.model.context, loaded.bytes) == (16_384, 4 * 10**9)
         assert len(loaded.model.engine.submit([5], Sampling(2)).result(30).ids) == 2
     finally:
         loaded.model.engine.close()

@@ -149,6 +149,16 @@ def test_a_row_that_teaches_nonsense_is_refused_with_its_line(write, tokenizer, 
         training_rows(write(EXAMPLE, row), tokenizer, max_length=256)
 
 
+def test_calls_that_a_published_filter_writes_as_content_are_trained_as_calls(write, tokenizer):
+    kept = [{"tool_name": "interact", "arguments": {"actions": ["do"]}}]
+    call = {"id": "a", "type": "function", "function": {"name": "interact", "arguments": '{"actions":["do"]}'}}
+    said = [{"role": "assistant", "content": kept}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    ours, theirs = (training_rows(write({"messages": [USER, m]}), tokenizer, max_length=256) for m in said)
+    text = tokenizer.decode([i for i in theirs["labels"][0].tolist() if i >= 0])
+    assert "<tool_call>" in text and "interact" in text and "do" in text
+    assert [len(row) for row in ours["input_ids"]] == [len(row) for row in theirs["input_ids"]]
+
+
 def test_a_line_that_is_not_json_is_named(tmp_path, tokenizer):
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps(EXAMPLE) + "\n{broken\n")

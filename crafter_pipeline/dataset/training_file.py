@@ -1,11 +1,13 @@
-"""Uploaded datasets: JSONL, checked line by line while it is copied."""
+"""What a training backend takes as a dataset: JSONL, checked line by line before it is sent and while it is stored."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import orjson
@@ -39,6 +41,17 @@ class Stored:
     bytes: int
     rows: int
     sha256: str
+
+
+def check_dataset(path: Path) -> Stored:
+    """What a dataset holds. DataError names the file, and the first line that cannot be trained on."""
+    try:
+        with path.open("rb") as source, open(os.devnull, "wb") as nowhere:
+            return store_dataset(source, nowhere)
+    except BadDataset as e:
+        raise DataError(f"{path}, {e}.") from None
+    except OSError as e:
+        raise DataError(f"{path} cannot be read ({e.strerror}).") from e
 
 
 def store_dataset(source: BinaryIO, output: BinaryIO) -> Stored:

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from train_app import datasets
-from train_app.datasets import BadDataset, check_row, store_dataset
+from crafter_pipeline.dataset import training_file
+from crafter_pipeline.dataset.training_file import BadDataset, check_row, store_dataset
 
 ROW = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "noop"}]}
 GOOD = json.dumps(ROW)
@@ -81,7 +81,7 @@ def test_bytes_that_are_no_utf8_are_told_with_their_place():
 
 
 def test_a_line_that_is_too_long_is_refused_without_being_read_whole(monkeypatch):
-    monkeypatch.setattr(datasets, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(training_file, "MAX_LINE_BYTES", 1000)
     lines = bad_lines(f"{GOOD}\n{'x' * 5000}\n{'y' * 1001}\n{'z' * 2002}\n[]")
     assert [number for number, _ in lines] == [2, 3, 4, 5] and "longer than" in lines[0][1]
 
