@@ -170,7 +170,7 @@ def add_facts(router: APIRouter, env: Environment, keys: ApiKeys, settings: Sett
     async def task_info(seed: Seeds = NO_SEEDS, seeds: Seeds = NO_SEEDS) -> dict[str, Any] | list[dict[str, Any]]:
         wanted = [*seed, *seeds]
         if not wanted:
-            return {"taskset": env.taskset()}
+            return {**task_of(None), "taskset": env.taskset()}  # published clients read either
         if len(wanted) > MAX_SEEDS:
             raise Refusal(422, "too_many_seeds", f"Ask for at most {MAX_SEEDS} seeds at once.")
         tasks = await asyncio.to_thread(lambda: [task_of(s) for s in wanted])

@@ -25,7 +25,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import requires
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import modal
 import modal.exception
@@ -187,8 +187,9 @@ def serve(plan: Plan, stop: threading.Event) -> None:
     """Serve from Modal until `stop` is set; prints the address when it is known. Errors as `deploy`."""
     with _explained(plan):
         app, function = modal_app(plan)
-        with modal.enable_output(), app.run():
-            _say({"name": plan.name, "url": str(function.get_web_url())})
+        out = sys.stdout
+        with contextlib.redirect_stdout(sys.stderr), modal.enable_output(), app.run():
+            _say({"name": plan.name, "url": str(function.get_web_url())}, out)
             stop.wait()
 
 
@@ -203,7 +204,8 @@ def _explained(plan: Plan) -> Iterator[None]:
         ) from e
     except modal.exception.NotFoundError as e:
         raise ConfigError(
-            f"Modal: {e} Make the secret with `modal secret create {plan.secret} ENVIRONMENT_API_KEY=… GROQ_API_KEY=…`."
+            f"Modal: {e} Make the secret with `modal secret create {plan.secret} --from-dotenv .env`: it needs "
+            "ENVIRONMENT_API_KEY, and GROQ_API_KEY and the like for hosted models."
         ) from e
     except (modal.exception.Error, OSError) as e:
         raise ServiceError(f"Modal could not deploy {plan.name}: {type(e).__name__}: {e}") from e
@@ -236,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts), flush=True)
+def _say(facts: dict[str, Any], out: TextIO | None = None) -> None:
+    print(json.dumps(facts), file=out, flush=True)
 
 
 if __name__ == "__main__":

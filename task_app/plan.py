@@ -191,7 +191,6 @@ _POLICY_READ = frozenset(Policy.model_fields) | {"max_completion_tokens", "use_v
 _HEADERS = "the headers of a model call are the task app's own"
 _STANDARD = "only standard fields are sent to the model"
 _POLICY_REASONS = {
-    "api_key": "keys come from the task app's environment, each for its host",
     "headers": _HEADERS,
     "extra_headers": _HEADERS,
     "extra_body": _STANDARD,
@@ -260,6 +259,8 @@ def _policy_not_applied(
         yield "policy.config.max_completion_tokens", "max_tokens is given as well"
     if policy.tool_choice is not None and not policy.use_tools:
         yield "policy.config.tool_choice", "no tool is offered: use_tools is false"
+    if policy.api_key is not None and policy.key is None:
+        yield "policy.config.api_key", "inference_url holds user and password"
     for key in ("provider", "vendor"):
         named = str(config.get(key) or policy.provider_name).lower()
         if config.get("inference_url") is not None and named != policy.provider_name:

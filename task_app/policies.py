@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from crafter_pipeline.clients.chat import PROVIDER_URLS, shown_url
 from crafter_pipeline.config import HistoryForm, Observation, ReasoningEffort, StopOn, ThinkingMode, ToolChoice
@@ -32,6 +32,9 @@ class Policy(BaseModel):
 
     model: str = Field(min_length=1, max_length=300, pattern=NO_CONTROL_CHARACTERS)
     inference_url: str = Field(max_length=2000, pattern=r"^https?://[^/\s][^\s]*$")
+    api_key: SecretStr | None = Field(default=None, max_length=4096, exclude=True)
+    """Sent to the host of inference_url with the calls of this rollout, instead of the task app's key for that host;
+    recorded nowhere. Empty: none."""
     temperature: float = Field(default=0.2, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
     max_tokens: int = Field(default=512, ge=1, le=_MOST_TOKENS)
@@ -75,6 +78,21 @@ class Policy(BaseModel):
         if not parts.hostname or parts.port == 0:
             raise ValueError("no host or no port")
         return url
+
+    @field_validator("api_key")
+    @classmethod
+    def _is_a_key(cls, key: SecretStr | None) -> SecretStr | None:
+        plain = key.get_secret_value().strip() if key is not None else ""
+        if not plain.isprintable() or " " in plain:
+            raise ValueError("not one word")
+        return SecretStr(plain) if plain else None
+
+    @cached_property
+    def key(self) -> str | None:
+        """`api_key` in the clear, for the line that sends it; None where the address has credentials of its own."""
+        if self.api_key is None or "@" in urlsplit(self.inference_url).netloc:
+            return None
+        return self.api_key.get_secret_value()
 
     @cached_property
     def is_tiny(self) -> bool:
@@ -174,6 +192,7 @@ TOOL_CHOICES = 'send auto, required, none, or {"type": "function", "function": {
 _WHAT_TO_SEND = {
     "inference_url": "send the http(s) URL of an OpenAI-compatible chat model, or provider groq or openai",
     "model": "send the name of the chat model that plays",
+    "api_key": "send the key of the inference_url's host, one word, or nothing",
     "tool_choice": TOOL_CHOICES,
 }
 

@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from crafter_pipeline.clients.http import SHOULD_RETRY
 from crafter_pipeline.errors import DataError, FieldError, ModelError
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(ModelError)
     async def model_failed(_: Request, e: ModelError) -> Response:
-        return refused(502, f"model_{e.kind}", str(e))
+        return refused(502, f"model_{e.kind}", str(e), {SHOULD_RETRY: "false"})  # the chat client has tried again
 
     @app.exception_handler(DataError)
     async def traces_failed(_: Request, e: DataError) -> Response:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crafter_pipeline.answers import Answer
+from crafter_pipeline.answers import Answer, refused_call
 from crafter_pipeline.clients.chat import ChatClient, chat_url
 from crafter_pipeline.contracts import Reply, Rollout, StopReason, Turn
 from crafter_pipeline.rewards import Counters, Shaper
@@ -164,8 +164,8 @@ class _Course:
             picture = self.episode.picture(policy.image_pixels) if policy.shows_picture else None
             payload = prompter.request(self.observation if shows_text else "", picture)
             started_at = time.time()
-            reply = await chat.complete(url, payload, deadline_s=CALL_SECONDS)
-            answer = read(reply, policy)
+            reply = await chat.complete(url, payload, deadline_s=CALL_SECONDS, key=policy.key)
+            answer = refused_call(reply) or read(reply, policy)
             steps = await asyncio.to_thread(self._act, answer) if answer.slow else self._act(answer)
             self._keep(payload["messages"], reply, answer, steps, started_at)
             end = steps[-1].end
@@ -273,6 +273,10 @@ def answer_of(plan: Plan, played: Played) -> bytes:
         "stop_reason": rollout.stop_reason,
         "turn_rewards": [turn.reward for turn in turns],
         "parse_failures": sum(turn.parse_failure is not None for turn in turns),
+        "tokens": {
+            "prompt": sum(turn.reply.prompt_tokens for turn in turns),
+            "completion": sum(turn.reply.completion_tokens for turn in turns),
+        },
     }
     details |= played.details
     if setup := plan.setup.record():

@@ -114,8 +114,10 @@ def test_info_is_json_all_the_way_down(open_app):
     assert sum(c["weight"] for c in info["rubrics"]["outcome"]["criteria"]) == pytest.approx(1.0)
 
 
-def test_task_info_without_seed_is_the_taskset(open_app):
-    assert open_app.get("/task_info").json()["taskset"]["default_seed"] == 42
+def test_task_info_without_seed_is_the_taskset_and_the_task(open_app):
+    told = open_app.get("/task_info").json()
+    assert told["taskset"]["default_seed"] == 42
+    assert told["environment"] == "crafter" and told["task"]["id"] == "crafter_classic", "one published client wants it"
 
 
 def test_task_info_of_a_seed_tells_its_world(open_app):

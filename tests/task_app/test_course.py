@@ -100,7 +100,7 @@ class Script:
     def __init__(self, *said):
         self.said, self.payloads = said, []
 
-    async def complete(self, url, payload, *, deadline_s):
+    async def complete(self, url, payload, *, deadline_s, key):
         await asyncio.sleep(0)
         said = self.said[min(len(self.payloads), len(self.said) - 1)]
         self.payloads.append(orjson.loads(orjson.dumps(payload)))
@@ -224,10 +224,10 @@ def test_an_abort_ends_the_episode_after_what_was_answered():
 
 def test_an_abort_does_not_wait_for_the_model():
     class Hanging(Script):
-        async def complete(self, url, payload, *, deadline_s):
+        async def complete(self, url, payload, *, deadline_s, key):
             if self.payloads:
                 await asyncio.sleep(60)
-            return await super().complete(url, payload, deadline_s=deadline_s)
+            return await super().complete(url, payload, deadline_s=deadline_s, key=key)
 
     async def run():
         progress = Progress()

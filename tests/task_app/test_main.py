@@ -55,15 +55,15 @@ def test_an_occupied_port_is_one_line(capsys):
     assert "Cannot listen" in error and error.count("\n") == 1
 
 
-def test_an_unusable_trace_folder_is_exit_code_4(tmp_path, capsys):
+def test_an_unusable_trace_folder_is_refused_at_the_start(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["--port", "0", "--trace", str(tmp_path / "file")]) == 4
+    assert main(["--port", "0", "--trace", str(tmp_path / "file")]) == 1
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
 def test_missing_problems_are_said_before_anything_is_served(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(REGISTRY, "math", MathEnvironment(Settings(_env_file=None, math_local_dir=tmp_path / "no")))
-    assert main(["math", "--port", "0", "--trace", str(tmp_path / "traces")]) == 4
+    assert main(["math", "--port", "0", "--trace", str(tmp_path / "traces")]) == 1
     assert "MATH_LOCAL_DIR" in capsys.readouterr().err and not (tmp_path / "traces").exists()
 
 

@@ -6,8 +6,10 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from modal.mount import _Mount
 
 import task_app.modal_app as on_modal
 from crafter_pipeline.errors import ConfigError, ServiceError
-from task_app.modal_app import Plan, copy_database, core_requirements, deploy, hosted_app, main, modal_app
+from task_app.modal_app import Plan, copy_database, core_requirements, deploy, hosted_app, main, modal_app, serve
 
 KEY = "sk_env_0123456789abcdef"
 ROOT = Path(__file__).resolve().parents[2]
@@ -145,6 +147,26 @@ def test_what_modal_refuses_comes_with_the_next_step(monkeypatch, failure, kind,
     monkeypatch.setattr(modal.App, "deploy", refuse)
     with pytest.raises(kind, match=says):
         deploy(Plan())
+
+
+def test_serving_tells_its_address_alone_on_stdout(monkeypatch, capsys):
+    class App:
+        @contextmanager
+        def run(self):
+            print("building the image")
+            yield
+
+    class Function:
+        def get_web_url(self):
+            return "https://me--x.modal.run"
+
+    monkeypatch.setattr(on_modal, "modal_app", lambda plan: (App(), Function()))
+    stop = threading.Event()
+    stop.set()
+    serve(Plan(name="n"), stop)
+    said = capsys.readouterr()
+    assert json.loads(said.out) == {"name": "n", "url": "https://me--x.modal.run"}
+    assert "building the image" in said.err
 
 
 def test_show_is_one_line_of_json_and_an_unknown_app_lists_the_known(capsys):

@@ -28,7 +28,7 @@ def test_a_request_that_applies_has_nothing_to_say():
         **{"temperature": 0.5, "top_p": 0.9, "max_tokens": 99, "max_completion_tokens": 99, "use_tools": True},
         **{"tool_choice": "auto", "use_vision": False, "image_only_mode": False, "thinking_mode": "think"},
         **{"thinking_budget": 9, "reasoning_effort": "low", "system_hint": "h", "max_llm_calls": 3, "seed": 1},
-        **{"trace_correlation_id": "trace_1", "step_rewards": {"enabled": False}, "api_key": None},
+        **{"trace_correlation_id": "trace_1", "step_rewards": {"enabled": False}, "api_key": "sk-1"},
     }
     env = {"env_params": {"max_steps_per_episode": 3}, "max_env_steps": 9, "training_session_id": "s"}
     assert plan(policy=policy, env=env, on_done="terminate", training_session_id="t").not_applied == {}
@@ -41,7 +41,7 @@ def test_a_request_that_applies_has_nothing_to_say():
         ({"env": {"index": 0}}, "env.config.index"),
         ({"env": {"colour": "blue"}}, "env.config.colour"),
         ({"env": {"env_params": {"max_steps": 3}}}, "env.config.env_params.max_steps"),
-        ({"policy": {"api_key": "sk-1"}}, "policy.config.api_key"),
+        ({"policy": {"api_key": "sk-1", "inference_url": "http://me:p@h/v1"}}, "policy.config.api_key"),
         ({"policy": {"extra_headers": {"a": "b"}}}, "policy.config.extra_headers"),
         ({"policy": {"extra_body": {"a": 1}}}, "policy.config.extra_body"),
         ({"policy": {"stop_after_tool_calls": 1}}, "policy.config.stop_after_tool_calls"),
@@ -86,8 +86,16 @@ def test_a_live_environment_is_set_up_already():
 
 
 def test_reasons_never_tell_values():
-    told = str(plan(policy={"api_key": "sk-1234", "x_token": "t-5678"}, env={"password": "p-9"}).not_applied)
-    assert not any(secret in told for secret in ("sk-1234", "t-5678", "p-9"))
+    policy = {"api_key": "sk-1234", "inference_url": "http://me:p-0@h/v1", "x_token": "t-5678"}
+    told = str(plan(policy=policy, env={"password": "p-9"}).not_applied)
+    assert not any(secret in told for secret in ("sk-1234", "t-5678", "p-9", "p-0"))
+
+
+@pytest.mark.parametrize("key", ["two words", "a\nX-Header: b", 7, "k" * 5000])
+def test_a_key_that_is_none_is_refused_without_being_told(key):
+    with pytest.raises(FieldError, match="one word, or nothing") as caught:
+        plan(policy={"api_key": key})
+    assert str(key) not in str(caught.value)
 
 
 # ------------------------------------------------------------------ pictures

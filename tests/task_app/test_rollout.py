@@ -201,10 +201,28 @@ def test_thoughts_are_kept(serve, make_chat, make_body, trace_rows):
 
 def test_secrets_and_gateway_ids_stay_out_of_the_trace(serve, make_chat, make_body, trace_rows):
     url = "http://gate.test/rollouts/0123456789abcdef/v1"
-    play(serve(make_chat("do")), make_body(policy={"inference_url": url, "api_key": "sk-very-secret"}))
+    play(serve(make_chat("do")), make_body(policy={"inference_url": url}))
     (metadata,) = trace_rows("SELECT metadata FROM session_traces")[0]
-    assert "sk-very-secret" not in metadata and "0123456789abcdef" not in metadata
-    assert "012345…" in metadata and '"policy.config.api_key":"keys come from' in metadata
+    assert "0123456789abcdef" not in metadata and "012345…" in metadata
+
+
+def test_a_key_of_the_request_goes_to_the_model_and_nowhere_else(serve, make_chat, make_body, tmp_path, caplog):
+    secret = "sk-very-secret"
+    refuses = make_chat(lambda body, n: httpx.Response(401, json={"error": f"{secret if n == 0 else None} is no key"}))
+    caplog.set_level("DEBUG")
+    for name, chat in (("good", make_chat("do")), ("bad", refuses)):
+        client = serve(chat, trace_dir=tmp_path / name, side_files=tmp_path / name)
+        record = {"return_trace": True, "trace_format": "structured"}
+        body = make_body(name, policy={"api_key": secret}, record=record)
+        answer = client.post("/rollout", json=body)
+        assert answer.status_code == (200 if name == "good" else 502)
+        assert secret not in answer.text and secret not in client.get(f"/run/status/{name}").text
+        assert {request.headers["authorization"] for request in chat.requests} == {f"Bearer {secret}"}
+        client.post("/rollout", json=make_body("without"))
+        assert "authorization" not in chat.requests[-1].headers, "it was for that rollout alone"
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) >= 3 and not [path for path in files if secret.encode() in path.read_bytes()]
+    assert secret not in caplog.text
 
 
 def test_the_same_run_id_is_answered_from_the_ledger(serve, make_chat, make_body, trace_rows):
@@ -290,9 +308,9 @@ def test_times_in_a_trace_are_iso_dates(serve, make_chat, make_body):
 
 def test_what_does_not_apply_is_told_in_answer_and_trace(serve, make_chat, make_body, trace_rows):
     env = {"max_env_steps": 2, "split": "train"}
-    answer = play(serve(make_chat("do")), make_body(env=env, policy={"api_key": "sk-secret"}))
+    answer = play(serve(make_chat("do")), make_body(env=env, policy={"max_turns": 5}))
     told = answer.metrics.details["not_applied"]
-    assert told.keys() == {"env.config.split", "policy.config.api_key"}
+    assert told.keys() == {"env.config.split", "policy.config.max_turns"}
     (metadata,) = trace_rows("SELECT metadata FROM session_traces")[0]
     assert orjson.loads(metadata)["further"]["not_applied"] == told
     assert "not_applied" not in play(serve(make_chat("do")), make_body("other")).metrics.details
