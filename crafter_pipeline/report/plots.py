@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from crafter_pipeline.dataset.manifest import Histogram
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
-from crafter_pipeline.report.text import MINUS, interval, number, signed, words
+from crafter_pipeline.report.text import MINUS, interval, number, percent, signed, words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +38,7 @@ COLOURS = {
     "rl": "#d55e00",
 }
 OTHER = "#cc79a7"
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FURTHER = ("#56b4e9", "#cc79a7", "#8a8f98")
 _PARTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a8f98", "#56b4e9")
 Points = Sequence[tuple[float, float | None]]
@@ -118,6 +119,33 @@ def success_bars(evaluation: Evaluation) -> str:
         _grid(ax, "x")
 
     return _svg(draw, _WIDTH, 0.7 + 0.17 * max(2, len(rates)))
+
+
+def success_dots(evaluations: Sequence[Evaluation]) -> str:
+    """Share of episodes that unlocked each achievement, a dot per player; the most unlocked first."""
+    rows = in_label_order(evaluations)
+    names = sorted(
+        {name for e in rows for name in e.success_rates},
+        key=lambda name: (-sum(e.success_rates.get(name, 0.0) for e in rows), name),
+    )
+
+    def draw(ax: Axes) -> None:
+        y = range(len(names))
+        for i in y:
+            rates = [100 * e.success_rates[names[i]] for e in rows if names[i] in e.success_rates]
+            ax.plot((min(rates), max(rates)), (i, i), color=_INK, linewidth=0.8, alpha=0.35)
+        for e, marker in zip(rows, cycle(_MARKERS), strict=False):  # labels of one's own share a colour
+            told = [(100 * e.success_rates[name], i) for i, name in enumerate(names) if name in e.success_rates]
+            xs, ys = zip(*told, strict=True) if told else ((), ())
+            ax.plot(xs, ys, marker, color=colour(e.label), markersize=4.5, alpha=0.85, label=_short(e.label))
+        ax.set_yticks(list(y), [_short(words(name), 24) for name in names])
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_xlim(-2, 102)
+        ax.set_xlabel("episodes that unlocked it, %")
+        ax.legend(frameon=False, loc="lower right")
+        _grid(ax, "x")
+
+    return _svg(draw, _WIDTH, 0.7 + 0.18 * max(3, len(names)))
 
 
 def delta_plot(comparisons: Sequence[Comparison]) -> str:
@@ -404,6 +432,15 @@ def describe_bars(evaluations: Sequence[Evaluation]) -> str:
     return "Mean achievements per episode: " + "; ".join(
         f"{e.label} {number(e.mean_achievements)} {interval(e.ci95)}" for e in rows
     )
+
+
+def describe_success(evaluations: Sequence[Evaluation]) -> str:
+    """The dots in words: of each player, what it unlocks most often."""
+    told = []
+    for e in in_label_order(evaluations):
+        best = sorted(e.success_rates.items(), key=lambda item: (-item[1], item[0]))[:3]
+        told.append(f"{e.label} " + ", ".join(f"{words(name)} {percent(rate)}" for name, rate in best))
+    return "Success rates, the highest of each player: " + "; ".join(told)
 
 
 def describe_deltas(comparisons: Sequence[Comparison]) -> str:
