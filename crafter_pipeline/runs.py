@@ -28,13 +28,14 @@ from typing import Any, TypeVar, get_type_hints
 
 from pydantic import BaseModel, TypeAdapter
 
-from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, load_config, load_toml, parse_config
+from crafter_pipeline.config import PipelineConfig, apply_overrides, digest_of, load_toml, parse_config
 from crafter_pipeline.connections import project_root
 from crafter_pipeline.errors import ConfigError, PipelineError
 from crafter_pipeline.files import held, write_whole
 from crafter_pipeline.links import working_in
 from crafter_pipeline.progress import progress
 from crafter_pipeline.report.text import toml
+from crafter_pipeline.settings import load_settings, user_config_file
 
 T = TypeVar("T")
 
@@ -56,7 +57,17 @@ def read_profile(name: str, overrides: Iterable[str] = ()) -> PipelineConfig:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}."
         raise ConfigError(f"There is no profile {name!r} in {project_root() / 'configs' / 'profiles'}; {hint}")
-    return parse_config(PipelineConfig, apply_overrides(load_toml(known[name]), overrides), f"profile {name}")
+    return _read(known[name], overrides, f"profile {name}")
+
+
+def _read(path: Path, overrides: Iterable[str], source: str) -> PipelineConfig:
+    """A file with overrides on top; an address that it names gives way to the environment's, not to an override's."""
+    data, settings = load_toml(path), load_settings()
+    for table, name in (("task_app", "task_app_url"), ("backend", "backend_base_url")):
+        said_by = settings.place_of(name)
+        if said_by not in (None, str(user_config_file())) and isinstance(data.get(table), dict):
+            data[table].pop("url", None)
+    return parse_config(PipelineConfig, apply_overrides(data, overrides), source)
 
 
 def resolve_config(
@@ -68,7 +79,7 @@ def resolve_config(
             raise ConfigError(
                 f"{config}: no such config file. Name a TOML file, or a profile: --profile {' | '.join(profiles())}."
             )
-        return load_config(PipelineConfig, config, overrides)
+        return _read(config, overrides, str(config))
     if config is not None:
         data = apply_overrides(config.model_dump(mode="json"), overrides)
         return parse_config(PipelineConfig, data, "config")
@@ -170,7 +181,7 @@ class Run:
         """
         key, marker = digest_of([name, plain(inputs)]), self.folder / "stages" / f"{name}.json"
         result_type = TypeAdapter(get_type_hints(getattr(function, "fn", function))["return"])
-        done = _read(marker)
+        done = _marked(marker)
         if done is not None and done.get("key") == key:
             self._ended(name, float(done["seconds"]), "cached")
             cached: T = result_type.validate_python(done["outputs"])
@@ -202,7 +213,7 @@ class Run:
         """
         returned = TypeAdapter[Any](kinds)
         markers = sorted((self.folder / "stages").glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for done in filter(None, map(_read, markers)):
+        for done in filter(None, map(_marked, markers)):
             try:
                 self.outputs[done["stage"]] = returned.validate_python(done["outputs"])
                 self.stages.append((done["stage"], done["seconds"], "completed"))
@@ -227,7 +238,7 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _marked(path: Path) -> dict[str, Any] | None:
     try:
         data = json.loads(path.read_text())
     except (OSError, ValueError):

@@ -65,7 +65,7 @@ def services(run: Run) -> Iterator[Addresses]:
         backend_url = connections.backend_address(config.backend.url)
     if config.task_app.runtime == "url":
         task_app_url = connections.task_app_address(config.task_app.url)
-    _check_reach(config, task_app_url)
+    check_reach(config, task_app_url, backend_url)
     # The services ask each other: where one of them is not ours, both keep to keys that were agreed on.
     minted = ours and config.backend.runtime == "local"
     keys = {
@@ -110,14 +110,26 @@ def services(run: Run) -> Iterator[Addresses]:
         yield Addresses(task_app_url, backend_url, config.backend.public_url, imports)
 
 
-def _check_reach(config: PipelineConfig, task_app_url: str) -> None:
-    """A task app asks the models of the backend: a backend on this machine's loopback has to be its neighbour."""
-    if config.backend.runtime != "local" or config.backend.public_url is not None:
+def check_reach(config: PipelineConfig, task_app_url: str, backend_url: str) -> None:
+    """The task app asks the backend's models, and the backend plays through the task app: where one of them is on this
+    machine's loopback, the other one has to be its neighbour. ConfigError when it cannot be, else a note."""
+    runtime, backend = config.task_app.runtime, config.backend
+    if backend.runtime == "url" and not is_local(backend_url):
+        if runtime in ("uvicorn", "docker") or (runtime == "url" and is_local(task_app_url)):
+            raise ConfigError(
+                f"The training backend at {backend_url} cannot reach a task app on 127.0.0.1, and plays through it. "
+                "Deploy the task app (task_app.runtime=modal), or name an address that the backend reaches "
+                "(task_app.runtime=url, TASK_APP_URL)."
+            )
         return
-    runtime, remedy = config.task_app.runtime, (
+    if backend.public_url is not None:
+        return
+    remedy = (
         "Set backend.public_url to an address of it that the task app can reach (a tunnel, this machine's name), "
         "and backend.port to the port behind it."
-    )  # fmt: skip
+        if backend.runtime == "local"
+        else "Set BACKEND_BASE_URL to a backend that the task app can reach."
+    )
     if runtime == "modal" or (runtime == "docker" and not shares_network()):
         raise ConfigError(f"The task app (runtime {runtime}) cannot reach a training backend on 127.0.0.1. {remedy}")
     if runtime == "url" and not is_local(task_app_url):

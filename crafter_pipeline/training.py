@@ -135,7 +135,9 @@ class RlJob(_Plain):
         return "rl-" + digest_of(self.model_dump(mode="json"))
 
     def submit(self, client: BackendClient) -> str:
-        """Create it, or find the one that was; returns its id."""
+        """Create it, or find the one that was; returns its id. BackendError when the backend reaches no task app."""
+        for url in (self.task_app_url, *self.config.task_app_urls):
+            client.verify_task_app(url)
         return client.create_rl(
             self.config,
             task_app_url=self.task_app_url,
@@ -233,13 +235,16 @@ class TrainedModel(_Plain):
         return f"{self.id}{warned}"
 
 
-def follow(client: BackendClient, job_id: str, poll_seconds: float = 0.5) -> tuple[str, list[str]]:
+def follow(
+    client: BackendClient, job_id: str, poll_seconds: float = 0.5, patience_seconds: float | None = None
+) -> tuple[str, list[str]]:
     """Block until the job has a model; its events and metrics go to the progress. (model id, warnings)
 
-    Raises JobFailed. Safe to call again for the same job.
+    Raises JobFailed, and JobNotOver after `patience_seconds`; None waits without end. Safe to call again for the same
+    job.
     """
     listener = _Listener()
-    job = client.wait(job_id, listener.hear, listener.measure, poll_seconds)
+    job = client.wait(job_id, listener.hear, listener.measure, poll_seconds, patience_seconds)
     if job.model_id is None:
         raise JobFailed(f"Job {job_id} {job.status}, but names no model.")
     return job.model_id, listener.warnings

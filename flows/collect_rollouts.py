@@ -27,7 +27,7 @@ def collect_rollouts(
         config: Who plays which worlds, and how.
         task_app_url: Address of a running task app, or a comma list of several that share the seeds; unset:
             TASK_APP_URL.
-        inference_url: Base URL of the chat model; unset: the config's, or the backend's /v1.
+        inference_url: Base URL of the chat model; unset: the config's, or the backend's.
         traces: Folder to import the traces into; unset: none is imported from a task app of this machine, which writes
             them itself, and those of another go to traces/v3.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pipeline import connections
-from crafter_pipeline.config import CollectConfig, DaggerConfig, ExportConfig, FilterConfig, SftConfig
+from crafter_pipeline.config import DaggerConfig, ExportConfig, FilterConfig, SftConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.deployment import is_local
 from crafter_pipeline.environments import find_environment
@@ -42,6 +42,8 @@ class Places:
     """Folder of the rounds' datasets."""
     approve: Approve = "auto"
     """Whether a person is asked before a round's fine-tuning."""
+    patience_seconds: float | None = None
+    """Longest wait for a round's model; None: no end."""
 
 
 @flow(
@@ -115,7 +117,7 @@ def play_rounds(
         stage(
             f"{name}-collect",
             collect_rollouts,
-            _play(config, index, student, environment),
+            config.round_play(index, student, environment),
             task_app_url=at.task_app_url,
             inference_url=at.inference_url,
             traces=at.imports,
@@ -147,6 +149,7 @@ def play_rounds(
             backend_url=at.backend_url,
             tags={"method": "dagger", "round": str(index + 1)},
             approve=at.approve,
+            patience_seconds=at.patience_seconds,
         )
         student = trained.id
     return trained
@@ -162,19 +165,6 @@ def _check_teacher(teacher: str, environment: str) -> None:
     if expert is not None and expert.info is not find_environment(environment):
         known = ", ".join(name for name, e in EXPERTS.items() if e.info is find_environment(environment))
         raise ConfigError(f"teacher: {teacher} does not know {environment}; name {known or 'a chat model'}.")
-
-
-def _play(config: DaggerConfig, index: int, student: str, environment: str) -> CollectConfig:
-    """The student's episodes of a round."""
-    return CollectConfig(
-        environment=environment,
-        model=student,
-        seeds=config.round_seeds(index),
-        max_env_steps=config.max_env_steps,
-        env_config=config.env_config,
-        concurrency=config.concurrency,
-        policy=config.policy,
-    )
 
 
 def _labels(config: DaggerConfig, student: str, environment: str, export: ExportConfig) -> FilterConfig:

@@ -14,6 +14,7 @@ from tasks.episodes import play_all
 from tasks.scoring import score
 from tasks.states import told
 from tasks.task_app import check_task_app
+from tasks.training import resolve_model
 
 
 @flow(name="evaluate", flow_run_name="evaluate-{label}")
@@ -30,17 +31,20 @@ def evaluate_model(
 
     Args:
         config: Worlds, limits and how the model is asked.
-        model: As the inference endpoint names it: an id, `latest:sft`, `latest:rl`, `crafter-expert`, …
+        model: As the inference endpoint names it; of the backend's own any name: an id, a job's id, `latest:sft`,
+            `latest:rl`, `crafter-expert`, …
         label: What tables and plots call it.
         task_app_url: Address of a running task app, or a comma list of several that share the seeds; unset:
             TASK_APP_URL.
-        inference_url: Base URL of the chat model; unset: the backend's /v1.
+        inference_url: Base URL of the chat model; unset: the backend's.
         traces: Folder to import the traces into; unset: none is imported from a task app of this machine, which writes
             them itself, and those of another go to traces/v3.
         repetition: A word that names this playing of the episodes; unset: what is stored without one counts.
     """
     task_app_url = connections.task_app_address(task_app_url)
-    inference_url = inference_url or connections.inference_url(connections.backend_address())
+    if inference_url is None:
+        backend_url = connections.backend_address()
+        model, inference_url = resolve_model(model, backend_url), connections.inference_url(backend_url)
     check_task_app(task_app_url)
     imports = import_folder(task_app_url, traces)
     spec = EpisodeSpec.to_evaluate(config, model, task_app_url, inference_url, imports, repetition)

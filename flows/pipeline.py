@@ -12,6 +12,7 @@ from crafter_pipeline.config import EvaluateConfig, PipelineConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.progress import progress
+from crafter_pipeline.promotion import random_player
 from crafter_pipeline.report import write_report
 from crafter_pipeline.run_report import keep_evaluation, report_of
 from crafter_pipeline.runs import Run, resolve_config
@@ -67,13 +68,13 @@ def crafter_pipeline(
 
     with run.locked(), reported(run), services(run) as at:
         judge = Judge(run, cfg, at)
-        trains = {"task_app_url": at.task_app_url, "backend_url": at.backend_url, "approve": approve}
+        trains: dict[str, Any] = {"task_app_url": at.task_app_url, "backend_url": at.backend_url, "approve": approve}
+        trains["patience_seconds"] = cfg.backend.patience_seconds
         served = (cfg.task_app, cfg.environment, cfg.rl.step_rewards)
         run.always("deploy-task-app", deploy_task_app, *served, task_app_url=at.task_app_url)
         collected = run.stage("collect-rollouts", collect_rollouts, cfg.collect, **judge.table)
         dataset = run.stage("filter-dataset", filter_dataset, cfg.filter, traces=run.traces, out=run.dataset)
-        judge("random", judge.random, baseline=True)
-        judge("teacher", cfg.collect.model, baseline=True)
+        judge.baselines()
         files = TrainingFiles.of(dataset)
         tuned = run.stage("submit-sft", submit_sft, cfg.sft, *files.hashes, **files.places, **trains)
         judge("sft", tuned.id)
@@ -100,6 +101,7 @@ def taught_by_dagger(
         imports=at.imports,
         out=run.folder / "dagger",
         approve=approve,
+        patience_seconds=config.backend.patience_seconds,
     )
     export = config.filter.export
     taught = play_rounds(config.dagger, tuned.id, dataset, config.environment, export, places, run.stage)
@@ -118,7 +120,6 @@ class Judge:
 
     def __init__(self, run: Run, config: PipelineConfig, at: Addresses) -> None:
         self._run, self._config = run, config
-        self.random = f"{config.environment}-random"
         self.table: dict[str, Any] = {
             "task_app_url": at.task_app_url,
             "inference_url": at.inference_url,
@@ -127,6 +128,12 @@ class Judge:
         self.made: list[Evaluation] = []
         self.not_played: dict[int, str] = {}
         """Seed -> who did not play it."""
+
+    def baselines(self) -> None:
+        """Evaluate those who are to be compared with the student."""
+        players = {"random": random_player(self._config.environment), "teacher": self._config.collect.model}
+        for label in self._config.baselines:
+            self(label, players[label], baseline=True)
 
     def __call__(self, label: str, model: str, *, baseline: bool = False) -> Evaluation:
         """Evaluate a model on the run's held-out seeds, a baseline on its share of them."""

@@ -40,8 +40,8 @@ def promote(
         config: Worlds of the gate, limits and how both are asked.
         candidate: A trained model by any form of its id: in full, a job's id, `latest:rl`, `latest:sft`.
         task_app_url: Address of a running task app; unset: TASK_APP_URL.
-        backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
-        inference_url: The backend's chat models as the task app sees them; unset: its /v1.
+        backend_url: Address of the training backend; unset: BACKEND_BASE_URL, or the local one.
+        inference_url: The backend's chat models as the task app sees them; unset: the backend's own address.
         traces: Folder to import the traces into; unset: as for `evaluate`.
     """
     task_app_url, backend_url = connections.task_app_address(task_app_url), connections.backend_address(backend_url)

@@ -23,6 +23,7 @@ def submit_rl(
     backend_url: str | None = None,
     tags: dict[str, str] | None = None,
     approve: Approve = "auto",
+    patience_seconds: float | None = None,
 ) -> TrainedModel:
     """Train on rewards from the task app and wait for the model. A job asked for before is found, not repeated.
 
@@ -34,9 +35,11 @@ def submit_rl(
         environment: Name of the environment, e.g. `crafter`.
         task_app_url: Address of a running task app, as the backend sees it, or a comma list of several, which share
             the rollouts; unset: TASK_APP_URL.
-        backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
+        backend_url: Address of the training backend; unset: BACKEND_BASE_URL, or the local one.
         tags: Words to find the job by.
         approve: ask: pause before the job starts, until a person says yes on Prefect's page; auto: start at once.
+        patience_seconds: Longest wait for the model; the job then goes on alone, and the same again waits for it.
+            Unset: no end.
     """
     task_app_url, backend_url = connections.task_app_address(task_app_url), connections.backend_address(backend_url)
     check_task_app(task_app_url)
@@ -51,6 +54,6 @@ def submit_rl(
         task_app_url=first,
         tags=tags or {},
     )
-    model = train(job, backend_url, approve)
+    model = train(job, backend_url, approve, patience_seconds)
     publish_model_artifact(model, "rl")
     return told(model, says=model.in_words)

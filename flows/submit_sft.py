@@ -27,6 +27,7 @@ def submit_sft(
     backend_url: str | None = None,
     tags: dict[str, str] | None = None,
     approve: Approve = "auto",
+    patience_seconds: float | None = None,
 ) -> TrainedModel:
     """Upload the dataset, train on it, wait for the model. A job that was asked for before is found, not repeated.
 
@@ -37,9 +38,11 @@ def submit_sft(
         dataset: JSONL file of chat messages.
         validation: JSONL file whose loss is told; unset: none, or the config's share of the dataset.
         task_app_url: Who plays the config's dev episodes, as the backend sees it; unset: TASK_APP_URL.
-        backend_url: Address of the training backend; unset: BACKEND_BASE_URL.
+        backend_url: Address of the training backend; unset: BACKEND_BASE_URL, or the local one.
         tags: Words to find the job by.
         approve: ask: pause before the job starts, until a person says yes on Prefect's page; auto: start at once.
+        patience_seconds: Longest wait for the model; the job then goes on alone, and the same again waits for it.
+            Unset: no end.
     """
     backend_url = connections.backend_address(backend_url)
     if config.dev is not None:
@@ -56,6 +59,6 @@ def submit_sft(
         task_app_url=None if config.dev is None else task_app_url,
         tags=tags or {},
     )
-    model = train(job, backend_url, approve)
+    model = train(job, backend_url, approve, patience_seconds)
     publish_model_artifact(model, "sft")
     return told(model, says=model.in_words)

@@ -13,13 +13,13 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from crafter_pipeline import connections
-from crafter_pipeline.clients.payloads import is_trained
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.dataset.card import card_markdown, funnel_rows
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.links import run_folder
+from crafter_pipeline.model_names import is_trained
 from crafter_pipeline.report import RunReport, evaluation_markdown, headline, job_markdown, run_markdown
 from crafter_pipeline.report.markdown import code, files_markdown, place_markdown, safe
 from crafter_pipeline.report.rollouts import collected_markdown, world_rows

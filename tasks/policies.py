@@ -10,11 +10,21 @@ from __future__ import annotations
 from typing import Any
 
 from crafter_pipeline.episodes import EpisodesFailed
-from crafter_pipeline.errors import ConfigError, DataError, JobFailed, NotApproved, ValidationFailed
+from crafter_pipeline.errors import (
+    ConfigError,
+    DataError,
+    JobFailed,
+    JobNotOver,
+    NotApproved,
+    ServiceError,
+    ValidationFailed,
+)
 from crafter_pipeline.services import ServiceGone
 
-FINAL = (ConfigError, DataError, JobFailed, NotApproved, ValidationFailed)
+FINAL = (ConfigError, DataError, JobFailed, JobNotOver, NotApproved, ValidationFailed)
 """Trying again changes nothing."""
+PASSING = frozenset({408, 425, 429})
+"""HTTP refusals that may pass; the others of 400 to 499 say that the request is wrong."""
 
 
 def may_pass(task: Any, task_run: Any, state: Any) -> bool:
@@ -27,6 +37,8 @@ def may_pass(task: Any, task_run: Any, state: Any) -> bool:
         return not e.ours
     except EpisodesFailed as e:
         return bool(e.failed)
+    except ServiceError as e:
+        return e.status is None or e.status >= 500 or e.status in PASSING
     except Exception:
         return True
     return False

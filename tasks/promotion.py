@@ -37,7 +37,15 @@ def find_candidate(name: str, backend_url: str) -> str:
 @task(retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def find_champion(backend_url: str) -> str | None:
     """The full id of the champion; None: there is none yet. A retry asks again."""
-    return connections.backend(backend_url).alias(CHAMPION).model_id
+    try:
+        return connections.backend(backend_url).alias(CHAMPION).model_id
+    except BackendError as e:
+        if e.status != 404:
+            raise
+        raise DataError(
+            f"The backend at {backend_url} keeps no name {CHAMPION!r}: only `crafter-pipeline backend` does. Leave the "
+            "promotion out."
+        ) from e
 
 
 @task(cache_policy=NO_CACHE)

@@ -11,9 +11,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from crafter_pipeline import connections
-from crafter_pipeline.errors import DataError, PipelineError
+from crafter_pipeline.deployment import is_local
+from crafter_pipeline.errors import BackendError, DataError, PipelineError
 from crafter_pipeline.progress import progress
-from crafter_pipeline.promotion import CHAMPION
 from crafter_pipeline.services import is_child, needing
 from crafter_pipeline.training import RlJob, SftJob, TrainedModel, curves, follow
 from tasks.approval import Approve, ask_to_start
@@ -23,17 +23,21 @@ from tasks.policies import may_pass
 GPU_LIMIT = "crafter-gpu"
 """Prefect's global concurrency limit of jobs that train on a GPU. `up` makes it as 1, whoever has more raises it; where
 it was not made, any number runs."""
+POLL_SECONDS, FAR_POLL_SECONDS = 0.5, 5.0
+"""Between two looks at a job: of a backend on this machine, and of one elsewhere."""
 
 
-def train(job: SftJob | RlJob, backend_url: str, approve: Approve = "auto") -> TrainedModel:
+def train(
+    job: SftJob | RlJob, backend_url: str, approve: Approve = "auto", patience_seconds: float | None = None
+) -> TrainedModel:
     """The model of a job: approved if that is asked for, on a GPU when its turn has come. A job that was asked for
-    before is found."""
+    before is found. JobNotOver when there is no model after `patience_seconds`; None waits without end."""
     plan = job.plan(connections.backend(backend_url))
     if approve == "ask":
         ask_to_start(job.in_words, plan.in_words if plan is not None else "The backend cannot say what it takes.")
     on_gpu = job.config.device == "cuda" or (plan is not None and plan.device == "cuda")
     with concurrency(GPU_LIMIT, strict=False) if on_gpu else nullcontext():
-        return await_job(submit_job(job, backend_url), job, backend_url)
+        return await_job(submit_job(job, backend_url), job, backend_url, patience_seconds)
 
 
 @task(retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
@@ -49,14 +53,17 @@ def submit_job(job: SftJob | RlJob, backend_url: str) -> str:
 
 
 @task(retries=3, retry_delay_seconds=[1, 5, 15], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
-def await_job(job_id: str, job: SftJob | RlJob, backend_url: str) -> TrainedModel:
+def await_job(
+    job_id: str, job: SftJob | RlJob, backend_url: str, patience_seconds: float | None = None
+) -> TrainedModel:
     """Follow a job until there is a model. A retry goes on listening; a failed job is final.
 
     When the run is cancelled, so is the job, unless its backend ends with the run: then it is resumed by the next one.
     """
     client = connections.backend(backend_url)
     with _cancelled_along(job_id, backend_url), needing(backend_url), bar(artifact_key("job", job.kind), "steps"):
-        model_id, warnings = follow(client, job_id)
+        poll_seconds = POLL_SECONDS if is_local(backend_url) else FAR_POLL_SECONDS
+        model_id, warnings = follow(client, job_id, poll_seconds, patience_seconds)
     return TrainedModel(
         id=model_id,
         job_id=job_id,
@@ -69,19 +76,14 @@ def await_job(job_id: str, job: SftJob | RlJob, backend_url: str) -> TrainedMode
 
 @task(retries=2, retry_delay_seconds=[1, 5], retry_condition_fn=may_pass, cache_policy=NO_CACHE)
 def resolve_model(model: str, backend_url: str) -> str:
-    """The id that `latest:sft`, `latest:rl` or `champion` means now; other names as they are. A retry asks again."""
-    if model == CHAMPION:
-        champion = connections.backend(backend_url).alias(CHAMPION).model_id
-        if champion is None:
-            raise DataError(f"The backend at {backend_url} has no champion yet. Make a model champion with promote.")
-        return champion
-    word, _, kind = model.partition(":")
-    if word != "latest":
-        return model
-    newest = next((m for m in connections.backend(backend_url).models() if m.get("kind") == kind), None)
-    if newest is None:
-        raise DataError(f"The backend at {backend_url} has no {kind} model yet. Train one with submit-{kind}.")
-    return str(newest["id"])
+    """The full id that a trained model's name means now, e.g. `latest:sft`; other names as they are. A retry asks
+    again."""
+    try:
+        return connections.backend(backend_url).full_id(model)
+    except BackendError as e:
+        if e.status != 404:
+            raise
+        raise DataError(str(e)) from e
 
 
 @contextmanager

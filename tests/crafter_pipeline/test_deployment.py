@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from crafter_pipeline import container, deployment
 from crafter_pipeline.config import TaskAppConfig, parse_config
 from crafter_pipeline.container import build_image, require_docker, run_command, task_app_variables
-from crafter_pipeline.deployment import deploy_modal, is_local, task_app_process
+from crafter_pipeline.deployment import deploy_modal, is_local, serve_modal, task_app_process
 from crafter_pipeline.errors import ConfigError, ServiceError
 from crafter_pipeline.settings import Settings
 from tests.standins.fake_docker import install_docker
@@ -178,3 +180,42 @@ def test_the_last_line_of_a_deployment_is_its_address(monkeypatch):
 
     monkeypatch.setattr(deployment.subprocess, "run", asked)
     assert deploy_modal("crafter", name="a", secret="s")["url"] == "https://x.modal.run"
+
+
+def stand_in(monkeypatch, code: str) -> None:
+    """A child of our own in the place of `python -m task_app.modal_app`."""
+    monkeypatch.setattr(deployment, "_modal_command", lambda *given: [sys.executable, "-c", code])
+
+
+def test_what_is_served_is_told_while_it_is_served(monkeypatch):
+    stand_in(monkeypatch, 'print(\'building\'); print(\'{"name": "a", "url": "https://x.modal.run"}\', flush=True)')
+    told: list[str] = []
+    serve_modal("crafter", name="a", secret="s", serving=told.append)
+    assert told == ["https://x.modal.run"]
+
+
+@pytest.mark.parametrize("code, kind", [(2, ConfigError), (1, ServiceError)])
+def test_a_serving_that_fails_says_why(monkeypatch, code, kind):
+    stand_in(monkeypatch, f"import sys; print('modal: no secret', file=sys.stderr); sys.exit({code})")
+    with pytest.raises(kind, match="^no secret$"):
+        serve_modal("crafter", name="a", secret="s", serving=lambda url: None)
+
+
+def test_ctrl_c_waits_until_the_app_is_taken_down(monkeypatch, tmp_path):
+    done = tmp_path / "done"
+    code = f"""
+import pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (pathlib.Path({str(done)!r}).touch(), sys.exit(0)))
+print('{{"url": "https://x"}}', flush=True)
+time.sleep(30)
+"""
+    stand_in(monkeypatch, code)
+    others = set(psutil.Process().children())
+
+    def interrupt(url: str) -> None:
+        (child,) = set(psutil.Process().children()) - others
+        child.send_signal(signal.SIGINT)  # a terminal sends it to both
+        raise KeyboardInterrupt
+
+    serve_modal("crafter", name="a", secret="s", serving=interrupt)
+    assert done.exists()

@@ -38,7 +38,7 @@ class Script:
     def __init__(self, *script):
         self.script, self.now = script, 0.0
 
-    def wait(self, job_id, on_event, on_metrics, poll_seconds):
+    def wait(self, job_id, on_event, on_metrics, poll_seconds, timeout_seconds):
         for item in self.script:
             if isinstance(item, float):
                 self.now += item

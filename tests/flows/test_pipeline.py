@@ -16,10 +16,12 @@ import flows.dagger
 import flows.pipeline
 from crafter_pipeline.config import DaggerConfig, DevEpisodes, PipelineConfig, PromotionConfig, RlConfig, SftConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest, manifest_path, read_manifest, split_path
+from crafter_pipeline.dry_run import dry_run
 from crafter_pipeline.errors import ConfigError, DataError, JobFailed
 from crafter_pipeline.report import read_report
 from crafter_pipeline.runs import Run
 from crafter_pipeline.services import Addresses
+from crafter_pipeline.settings import load_settings
 from crafter_pipeline.training import TrainedModel
 from flows.dagger import dagger
 from flows.pipeline import crafter_pipeline
@@ -92,6 +94,7 @@ def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(world, con
     report = json.loads((folder / "report.json").read_text())
     assert report["status"] == "succeeded"
     assert [s["name"] for s in report["stages"]] == STAGES
+    assert [s.name for s in dry_run(Run(folder, config), load_settings()).stages] == STAGES
     assert [(e["label"], len(e["seeds"])) for e in report["evaluations"]] == [
         ("random", 2), ("teacher", 2), ("sft", 4), ("rl", 4),
     ]  # fmt: skip
@@ -139,6 +142,7 @@ def test_rounds_of_dagger_go_on_from_each_others_students(world, config, monkeyp
     crafter_pipeline(profile="test", config=config)
     report = read_report(root / "latest")
     names = [s.name for s in report.stages]
+    assert names == [s.name for s in dry_run(Run(root / "latest", config), load_settings()).stages]
     steps = ("collect", "label", "join", "sft")
     assert names[7:17] == [
         *(f"dagger-1-{step}" for step in steps), *(f"dagger-2-{step}" for step in steps), "evaluate-dagger", "submit-rl"

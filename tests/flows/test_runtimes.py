@@ -66,7 +66,7 @@ def test_an_unfit_environment_ends_the_run_with_the_reason(toy):
     app = toy("unstable")
     with pytest.raises(ValidationFailed, match="determinism: .* not repeatable.*Draw every random number") as e:
         deploy_task_app(TaskAppConfig(), "walk", task_app_url=URL)
-    assert e.value.exit_code == 6
+    assert e.value.exit_code == 1
     asked = len(app.requests)
     assert deploy_task_app(TaskAppConfig(gate=False), "walk", task_app_url=URL) == URL
     assert len(app.requests) == asked, "without the gate nobody plays"

@@ -80,7 +80,7 @@ def test_a_declined_job_is_not_started(backend):
     with asked() as (flow_run, _, outcome):
         resume_flow_run(flow_run, {"approved": False, "reason": "too dear"})
     assert "declined (too dear). What is done stays done" in str(outcome[0])
-    assert outcome[0].exit_code == 7 and not backend.asked
+    assert outcome[0].exit_code == 1 and not backend.asked
 
 
 def test_silence_is_no_approval(backend, monkeypatch):

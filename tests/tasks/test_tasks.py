@@ -26,7 +26,7 @@ from crafter_pipeline.config import (
 )
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.episodes import EpisodesFailed, EpisodeSpec, shards
-from crafter_pipeline.errors import DataError, JobFailed, ServiceError
+from crafter_pipeline.errors import BackendError, DataError, JobFailed, ServiceError
 from crafter_pipeline.services import ServiceGone
 from crafter_pipeline.training import RlJob, SftJob
 from tasks.artifacts import publish_dataset_artifact, publish_evaluation_artifact
@@ -132,6 +132,22 @@ def test_an_upload_is_tried_again(services):
     _, backend = services
     backend.fail["upload"] = 1
     assert upload_dataset(Path("x.jsonl"), URL) == "file-2"
+
+
+@pytest.mark.parametrize("status, calls", [(422, 1), (401, 1), (429, 3), (502, 3), (None, 3)])
+def test_a_refusal_that_will_not_pass_is_final(services, monkeypatch, status, calls):
+    _, backend = services
+
+    def refuse(path: Path) -> str:
+        backend.calls["upload"] += 1
+        refusal = BackendError("no")
+        refusal.status = status
+        raise refusal
+
+    monkeypatch.setattr(backend, "upload", refuse)
+    with pytest.raises(BackendError):
+        upload_dataset.with_options(retry_delay_seconds=0)(Path("x.jsonl"), URL)
+    assert backend.calls["upload"] == calls
 
 
 def test_waiting_for_a_job_goes_on_after_a_failure(services):
