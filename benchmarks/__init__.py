@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SUBJECTS = ("game", "task_app", "traces", "dataset", "sft", "rl", "inference", "prefect")
+SUBJECTS = ("game", "task_app", "traces", "dataset", "sft", "rl", "inference", "prefect", "cli")
 """In the order in which they run."""
 RESULTS = Path(__file__).with_name("results")
 

@@ -92,7 +92,7 @@ class _Expert:
     def __init__(self) -> None:
         self._player = CrafterPlayer()
 
-    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float) -> Reply:
+    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float, key: Any) -> Reply:
         return reply_of(self._player.decide(payload["messages"]), CRAFTER, by_tool=False, call_id="")
 
 

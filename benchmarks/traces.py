@@ -121,7 +121,7 @@ class _Expert:
     def __init__(self) -> None:
         self._player = CrafterPlayer()
 
-    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float) -> Reply:
+    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float, key: Any) -> Reply:
         """Its answer, with the tokens and the time that a served model would tell of."""
         reply = reply_of(self._player.decide(payload["messages"]), CRAFTER, by_tool=True, call_id="call_0123456789ab")
         return replace(reply, prompt_tokens=700, completion_tokens=30, latency_ms=123.456)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 from crafter_pipeline.config import TaskAppConfig
 from crafter_pipeline.container import build_image, container_arguments
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ConfigError, ServiceError
-from crafter_pipeline.processes import free_port
+from crafter_pipeline.processes import PARENT_VARIABLE, free_port
 from crafter_pipeline.settings import LOOPBACK_HOSTS
 
 
@@ -57,35 +60,64 @@ def task_app_process(config: TaskAppConfig, environment: str, traces: Path, log:
     }
 
 
-def deploy_modal(
-    environment: str,
-    *,
-    name: str,
-    secret: str,
-    mode: Literal["deploy", "serve"] = "deploy",
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Put a task app on Modal: {"name", "url"}. The function it runs is `task_app.modal_app`.
+def deploy_modal(environment: str, *, name: str, secret: str, dry_run: bool = False) -> dict[str, Any]:
+    """Put a task app on Modal, where it stays: {"name", "url"}. The function it runs is `task_app.modal_app`.
 
     Args:
         name: Of the Modal app; what is deployed under it is updated.
         secret: Name of the Modal secret with ENVIRONMENT_API_KEY and the keys of hosted models.
-        mode: deploy: it stays; serve: it is there until this call is interrupted, which then returns.
         dry_run: Only say what would be deployed; needs no account.
 
     Raises ConfigError without an account or the secret, ServiceError when Modal fails; each says what to do.
     """
-    app = find_environment(environment).app_names[0]
-    do = "show" if dry_run else mode
-    command = [sys.executable, "-m", "task_app.modal_app", do, "--app", app, "--name", name, "--secret", secret]
-    if do == "serve":
-        code = subprocess.run(command).returncode
-        if code:
-            raise (ConfigError if code == ConfigError.exit_code else ServiceError)(f"Serving {name} from Modal failed.")
-        return {"name": name}
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(
+        _modal_command("show" if dry_run else "deploy", environment, name, secret), capture_output=True, text=True
+    )
     if done.returncode != 0:
-        words = "".join(done.stderr.strip().splitlines()[-1:]).removeprefix("modal: ") or "no reason given"
-        raise (ConfigError if done.returncode == ConfigError.exit_code else ServiceError)(words)
+        raise _modal_failure(done.returncode, done.stderr)
     told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return told
+
+
+def serve_modal(environment: str, *, name: str, secret: str, serving: Callable[[str], None]) -> None:
+    """Serve a task app from Modal until this is interrupted; `serving` is called with its address. Errors as above."""
+    variables = os.environ | {PARENT_VARIABLE: str(os.getpid())}
+    command = _modal_command("serve", environment, name, secret)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        last_words: list[str] = []
+        listening = threading.Thread(target=_echo, args=(process.stderr, last_words), daemon=True)
+        listening.start()
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    serving(str(json.loads(line)["url"]))
+            code = process.wait()
+        except KeyboardInterrupt:  # it got the signal as well, and takes its app down
+            process.wait()
+            return
+        except BaseException:
+            process.terminate()
+            raise
+        listening.join()
+        if code:
+            raise _modal_failure(code, "".join(last_words))
+
+
+def _echo(lines: Iterable[str], last: list[str]) -> None:
+    """Show what Modal says of its work; what it said last is kept instead, for it may be why it failed."""
+    for line in lines:
+        if last:
+            sys.stderr.write(last.pop())
+        last.append(line)
+
+
+def _modal_command(do: str, environment: str, name: str, secret: str) -> list[str]:
+    app = find_environment(environment).app_names[0]
+    return [sys.executable, "-m", "task_app.modal_app", do, "--app", app, "--name", name, "--secret", secret]
+
+
+def _modal_failure(code: int, stderr: str) -> ConfigError | ServiceError:
+    words = "".join(stderr.strip().splitlines()[-1:]).removeprefix("modal: ") or "Modal gave no reason."
+    return (ConfigError if code == ConfigError.exit_code else ServiceError)(words)

@@ -75,7 +75,7 @@ CRAFTER_TINY_PROMPT = "play crafter"
 
 CRAFTER = EnvironmentInfo(
     name="crafter",
-    app_names=("grpo-crafter", "crafter", "crafter_classic", "crafterclassic"),
+    app_names=("grpo-crafter", "grpo-crafter-task-app", "crafter", "crafter-task", "crafter_classic", "crafterclassic"),
     title="Crafter",
     actions=ACTIONS,
     achievements=ACHIEVEMENTS,
@@ -93,7 +93,7 @@ MATH_TINY_PROMPT = "solve math"
 
 MATH = EnvironmentInfo(
     name="math",
-    app_names=("math", "math-single-step"),
+    app_names=("math", "math-single-step", "math-rl"),
     title="Math",
     actions=(),
     achievements=("solve_problem",),

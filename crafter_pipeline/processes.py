@@ -38,10 +38,23 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as e:
         sock.close()
         raise ConfigError(
-            f"Cannot listen on {host}:{port} ({e.strerror}). Stop what runs there, or choose another --port."
+            f"Cannot listen on {host}:{port} ({e.strerror}{_holder(port)}). "
+            "Stop what runs there, or choose another --port."
         ) from e
     sock.listen(1024)
     return sock
+
+
+def _holder(port: int) -> str:
+    """Who listens on a TCP port of this machine, in words; empty where nobody does, or the system keeps it secret."""
+    import psutil
+
+    try:
+        pids = {c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port}
+        names = [f"process {pid}, {psutil.Process(pid).name()}" for pid in sorted(pids - {None})]
+    except (psutil.Error, OSError):
+        return ""
+    return f": {'; '.join(names)}" if names else ""
 
 
 def url_of(sock: socket.socket) -> str:

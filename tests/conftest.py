@@ -18,6 +18,7 @@ from crafter_pipeline.traces.store import TraceStore
 SYSTEM = "You play Crafter. Answer with one action."
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ["CRAFTER_PIPELINE_CONFIG"] = "/nonexistent/config.toml"  # what somebody prefers must not decide a test
 os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
 
 

@@ -10,19 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
 
 from crafter_pipeline import __version__
+from crafter_pipeline.cli.choices import ExplainConfig
+from crafter_pipeline.cli.common import AsJson, EnvFiles, Overrides, use_env_files
 from crafter_pipeline.cli.dataset import dataset, export, filter_
+from crafter_pipeline.cli.eval import eval_
+from crafter_pipeline.cli.files import files
+from crafter_pipeline.cli.judge import judge
 from crafter_pipeline.cli.models import models
 from crafter_pipeline.cli.plan import plan
+from crafter_pipeline.cli.rollout import rollout
+from crafter_pipeline.cli.serving import backend, deploy, modal_serve, serve
+from crafter_pipeline.cli.setup import setup
+from crafter_pipeline.cli.status import status
 from crafter_pipeline.cli.task_app import task_app as task_app_commands
 from crafter_pipeline.cli.traces import traces
-from crafter_pipeline.errors import ConfigError, PipelineError
-
-INTERRUPTED = 130
-
-Port = Annotated[int, Parameter(validator=Number(gte=0, lte=65535))]
+from crafter_pipeline.cli.train import train
+from crafter_pipeline.errors import INTERRUPTED, ConfigError, PipelineError
 
 app = App(
     name="crafter-pipeline",
@@ -32,96 +37,25 @@ app = App(
     help_format="plaintext",
     suppress_keyboard_interrupt=False,
 )
-app.command(traces)
-app.command(dataset)
+app.register_install_completion_command(help="Let the shell complete commands and options, from its next start on.")
+app.command(setup)
+app.command(serve)
+app.command(deploy)
+app.command(modal_serve)
+app.command(backend)
+app.command(rollout)
+app.command(eval_, name="eval")
 app.command(export)
 app.command(filter_, name="filter")
-app.command(task_app_commands)
+app.command(train)
+app.command(status)
+app.command(files)
 app.command(models)
+app.command(judge)
+app.command(task_app_commands)
+app.command(traces)
+app.command(dataset)
 app.command(plan)
-
-
-@app.command
-def serve(
-    name: Annotated[str, Parameter(name="APP")] = "grpo-crafter",
-    /,
-    *,
-    host: str = "127.0.0.1",
-    port: Port = 8001,
-    trace: Path | None = None,
-    trace_db: str | None = None,
-    reload: Annotated[bool, Parameter(negative="")] = False,
-    env_file: Path | None = None,
-) -> int:
-    """Serve an environment for rollouts. Its key is ENVIRONMENT_API_KEY.
-
-    Parameters
-    ----------
-    name:
-        Environment: grpo-crafter or math.
-    host:
-        Address to bind; beyond loopback a key is needed.
-    port:
-        0: any free one.
-    trace:
-        Folder of trace databases.
-    trace_db:
-        Trace database to write; default: a new one in the folder.
-    reload:
-        Restart when code changes.
-    env_file:
-        Variables for what is unset; default .env.
-    """
-    from task_app.__main__ import main as task_app
-
-    options = _options(("--trace", trace), ("--trace-db", trace_db), ("--env-file", env_file))
-    return task_app([name, "--host", host, "--port", str(port), *options, *(["--reload"] if reload else [])])
-
-
-@app.command
-def backend(
-    *,
-    host: str = "127.0.0.1",
-    port: Port = 8000,
-    data: Path | None = None,
-    alias: Annotated[list[str] | None, Parameter(negative="")] = None,
-    public_url: str | None = None,
-    slots: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    max_upload_mb: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
-    env_file: Path | None = None,
-) -> int:
-    """Serve the training backend: files, jobs, models, chat completions. Its key is SYNTH_API_KEY.
-
-    Parameters
-    ----------
-    host:
-        Address to bind; beyond loopback a key is needed.
-    port:
-        0: any free one.
-    data:
-        Folder of files, jobs and models.
-    alias:
-        BASE=STAND-IN for weights that are not at hand; may be repeated.
-    public_url:
-        Our address as others see it.
-    slots:
-        Jobs at once; default: one per GPU, or one.
-    max_upload_mb:
-        Largest dataset that is taken; default 2048.
-    env_file:
-        Variables for what is unset; default .env.
-    """
-    from train_app.__main__ import main as train_app
-
-    options = _options(
-        ("--data", data),
-        ("--public-url", public_url),
-        ("--slots", slots),
-        ("--max-upload-mb", max_upload_mb),
-        ("--env-file", env_file),
-    )
-    aliases = [word for item in alias or () for word in ("--alias", item)]
-    return train_app(["--host", host, "--port", str(port), *options, *aliases])
 
 
 @app.command
@@ -129,10 +63,13 @@ def run(
     *,
     profile: str | None = None,
     config: Path | None = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    set_: Overrides = None,
     fresh: Annotated[bool, Parameter(negative="")] = False,
     approve: Literal["auto", "ask"] = "auto",
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    explain_config: ExplainConfig = False,
+    env_file: EnvFiles = None,
+    as_json: AsJson = False,
 ) -> int:
     """Run the whole loop and write runs/<run-id>/report.html. The same config again goes on where it stopped.
 
@@ -148,13 +85,26 @@ def run(
         Start anew although there is a run of this config.
     approve:
         ask: pause before each training job until somebody says yes on Prefect's page; its address is told. auto: never.
+    dry_run:
+        Show the stages, what each would ask of whom, and which keys are missing; nothing is asked. With --json: bodies.
+    explain_config:
+        Show every value and where it comes from; run nothing.
+    env_file:
+        Variables for what is unset; may be repeated.
     as_json:
         Print report.json at the end, progress goes to stderr.
     """
-    from crafter_pipeline.cli.run import run_pipeline
-
     if profile is not None and config is not None:
         raise ConfigError("Give --profile or --config, not both.")
+    taken = use_env_files(env_file)
+    if dry_run or explain_config:
+        from crafter_pipeline.cli.run_preview import preview
+
+        return preview(
+            profile, config, set_ or [], explain=explain_config, fresh=fresh, as_json=as_json, env_files=taken
+        )
+    from crafter_pipeline.cli.run import run_pipeline
+
     return run_pipeline(profile, config, set_ or [], fresh=fresh, approve=approve, as_json=as_json)
 
 
@@ -220,10 +170,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("crafter-pipeline: interrupted", file=sys.stderr)
         return INTERRUPTED
     return code if isinstance(code, int) else 0
-
-
-def _options(*pairs: tuple[str, Any]) -> list[str]:
-    return [word for name, value in pairs if value is not None for word in (name, str(value))]
 
 
 def _one_line(error: CycloptsError) -> str:

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 
-from crafter_pipeline.cli.traces.common import AsJson, console, say
+from crafter_pipeline.cli.common import AsJson, console, say
 from crafter_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from crafter_pipeline.config import FilterConfig
     from crafter_pipeline.dataset.diff import DatasetDiff
+    from crafter_pipeline.dataset.filter_file import FilterFile
     from crafter_pipeline.dataset.manifest import DatasetManifest
 
 DEFAULT_OUT = Path("ft_data/crafter_sft.jsonl")
@@ -193,7 +194,7 @@ def export(
         "export": {**file.export.model_dump(exclude_unset=True), **_asked(rows)},
     }
     rules = parse_config(FilterConfig, merged, "the options" if config is None else f"{config} and the options")
-    return _build((*in_, *db) or file.db, _only(out, output) or file.output, rules, as_json=as_json)
+    return _build(_inputs((*in_, *db), file), _only(out, output) or file.output, rules, as_json=as_json)
 
 
 def filter_(
@@ -215,7 +216,7 @@ def filter_(
     set_:
         key=value on top, e.g. filter.limit=10; may be repeated.
     in_:
-        Trace databases, folders of them, globs, or `latest`; default: the file's db.
+        Trace databases, folders of them, globs, or `latest`; default: CRAFTER_TRACE_DB, then the file's db.
     out:
         The JSONL file to write; default: the file's output.
     as_json:
@@ -224,7 +225,7 @@ def filter_(
     from crafter_pipeline.dataset.filter_file import read_filter_file
 
     file = read_filter_file(config, set_ or ())
-    return _build((*in_, *db) or file.db, _only(out, output) or file.output, file.rules, as_json=as_json)
+    return _build(_inputs((*in_, *db), file), _only(out, output) or file.output, file.rules, as_json=as_json)
 
 
 @dataset.command
@@ -356,6 +357,14 @@ def _only(out: Path | None, output: Path | None) -> Path | None:
 
 
 # --------------------------------------------------------------------------- building
+
+
+def _inputs(named: tuple[str, ...], file: FilterFile) -> tuple[str, ...]:
+    """What is read: what was named, else what the environment names, which `trace_databases` looks up, else what the
+    file does."""
+    from crafter_pipeline.settings import load_settings
+
+    return named or (() if load_settings().crafter_trace_db else file.db)
 
 
 def _build(named: Sequence[str], out: Path | None, rules: FilterConfig, *, as_json: bool) -> int:

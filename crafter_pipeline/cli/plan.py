@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from crafter_pipeline.cli.traces.common import AsJson, say
-from crafter_pipeline.config import PipelineConfig, RlConfig, SftConfig
+from crafter_pipeline.cli.common import AsJson, Backend, Overrides, print_json, say
 from crafter_pipeline.errors import ConfigError
 
-Backend = Annotated[str | None, Parameter(name="--backend", show_default=False)]
+if TYPE_CHECKING:
+    from crafter_pipeline.config import PipelineConfig, RlConfig, SftConfig
 
 
 def plan(
     *,
     profile: str | None = None,
     config: Path | None = None,
-    set_: Annotated[list[str] | None, Parameter(name="--set", negative="")] = None,
+    set_: Overrides = None,
     dataset: Path | None = None,
     backend: Backend = None,
     as_json: AsJson = False,
@@ -51,7 +48,7 @@ def plan(
     cfg = resolve_config(profile, config, set_ or [])
     plans = dict(_asked(cfg, backend, dataset) if backend is not None else _planned(cfg, dataset))
     if as_json:
-        print(json.dumps(plans, indent=1))
+        print_json(plans)
     else:
         for name, found in plans.items():
             say(f"[{name}]")
@@ -70,6 +67,7 @@ def _jobs(cfg: PipelineConfig) -> Iterator[tuple[str, SftConfig | RlConfig]]:
 
 def _planned(cfg: PipelineConfig, dataset: Path | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """On this machine."""
+    from crafter_pipeline.config import SftConfig
     from train_app.machine import find_machine
     from train_app.planning import plan_rl, plan_sft, rows_of
 
@@ -91,6 +89,7 @@ def _asked(cfg: PipelineConfig, backend: str, dataset: Path | None) -> Iterator[
     """On the backend's machine; it sees the dataset, too."""
     from crafter_pipeline import connections
     from crafter_pipeline.clients.payloads import rl_payload, sft_payload
+    from crafter_pipeline.config import SftConfig
 
     client = connections.backend(connections.backend_address(backend))
     file_id = client.upload(dataset) if dataset is not None else ""

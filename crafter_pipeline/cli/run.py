@@ -17,6 +17,7 @@ import httpx
 from crafter_pipeline.cli.display import display, print_summary
 from crafter_pipeline.cli.server import configured_api_url, healthy, prefect_server, prefect_variables
 from crafter_pipeline.config import PipelineConfig
+from crafter_pipeline.errors import PARTIAL
 from crafter_pipeline.progress import progress, report_to
 from crafter_pipeline.report import read_report
 from crafter_pipeline.runs import Run, resolve_config
@@ -62,7 +63,7 @@ def run_pipeline(
         print(json.dumps(report.to_json(), indent=1))
     else:
         print_summary(report, run.folder)
-    return 0 if report.status == "succeeded" else 1
+    return {"succeeded": 0, "partial": PARTIAL}.get(report.status, 1)
 
 
 def _run(run: Run, cfg: PipelineConfig, profile: str, approve: Literal["auto", "ask"]) -> None:

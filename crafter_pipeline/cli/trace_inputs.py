@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crafter_pipeline.cli.traces.common import note
+from crafter_pipeline.cli.common import note
 from crafter_pipeline.errors import DataError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from crafter_pipeline.cli import main
-from crafter_pipeline.cli.app import INTERRUPTED
 from crafter_pipeline.cli.display import PlainDisplay
+from crafter_pipeline.errors import INTERRUPTED
 from crafter_pipeline.processes import listen
 from crafter_pipeline.report import RunReport, write_report
 from crafter_pipeline.runs import Run
@@ -35,10 +35,12 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
 
 
-def test_help_imports_neither_prefect_nor_torch():
+def test_help_imports_nothing_heavy():
     code = (
-        "import sys; from crafter_pipeline.cli import main; main(['--help']); "
-        "print([m for m in ('prefect', 'torch', 'fastapi', 'duckdb', 'numpy') if m in sys.modules])"
+        "import sys; from crafter_pipeline.cli import main;"
+        "names = lambda *given: [m for m in given if m in sys.modules];"
+        "print(names('pydantic', 'httpx', 'rich', 'dotenv', 'tomli')); main(['--help']);"
+        "print(names('prefect', 'torch', 'fastapi', 'duckdb', 'numpy', 'pydantic', 'httpx'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -47,7 +49,8 @@ def test_help_imports_neither_prefect_nor_torch():
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "[]"
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("[]", "[]"), "before a command is read, and after the help is printed"
     for command in ("serve", "backend", "run", "export", "filter", "dataset", "up", "down", "doctor"):
         assert command in done.stdout
 
@@ -79,12 +82,13 @@ def test_an_occupied_port_is_one_line():
         done = call("serve", "--port", str(sock.getsockname()[1]))
     assert done.returncode == 2
     assert "Stop what runs there" in done.stderr and "Traceback" not in done.stderr
+    assert f"process {os.getpid()}, " in done.stderr, "who holds it"
 
 
 def test_a_runs_folder_that_cannot_be_written_is_one_line(capsys, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CRAFTER_PIPELINE_RUNS", str(tmp_path / "file" / "runs"))
-    assert main(["run", "--profile", "smoke"]) == 4
+    assert main(["run", "--profile", "smoke"]) == 1
     assert "cannot be written" in capsys.readouterr().err
 
 
@@ -134,3 +138,11 @@ def test_smoke_run(tmp_path):
     done = call("run", "--profile", "smoke", "--json", seconds=280)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "succeeded"
+
+
+def test_the_shell_can_complete_every_command():
+    from crafter_pipeline.cli.app import app
+
+    assert "--install-completion" in app
+    script = app.generate_completion(shell="bash")
+    assert "modal-serve" in script and "--inference-api-key" in script

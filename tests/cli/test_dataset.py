@@ -253,7 +253,7 @@ def test_a_tomls_own_date_is_read_with_overrides_too():
 
 def test_every_config_is_parsed_by_a_test():
     folders = {path.parent.name for path in (ROOT / "configs").rglob("*.toml")}
-    assert folders == {"profiles", "filters"}
+    assert folders == {"profiles", "filters", "recipes"}
 
 
 # --------------------------------------------------------------------------- which databases
@@ -269,6 +269,16 @@ def test_the_variable_is_the_default_input(monkeypatch, asked, capsys):
     assert asked[1][0] == [Path("traces/task_app_traces_a.db")], "what is named wins"
 
 
+def test_the_variable_wins_over_the_file_and_an_option_over_both(monkeypatch, asked, tmp_path):
+    touch("mine.db", "theirs.db", "named.db")
+    (tmp_path / "f.toml").write_text('[filter]\ndb = "theirs.db"\n')
+    command = ["filter", "--config", "f.toml"]
+    assert main(command) == 0
+    monkeypatch.setenv("CRAFTER_TRACE_DB", "mine.db")
+    assert main(command) == main([*command, "--in", "named.db"]) == 0
+    assert [paths for paths, *_ in asked] == [[Path("theirs.db")], [Path("mine.db")], [Path("named.db")]]
+
+
 def test_the_only_database_is_taken(asked, capsys):
     touch("a/b/task_app_traces_x.db", "other.db")
     assert main(["export"]) == 0
@@ -278,7 +288,7 @@ def test_the_only_database_is_taken(asked, capsys):
 
 def test_without_a_terminal_several_databases_are_an_error_and_never_a_prompt(asked, capsys):
     touch(*(f"traces/task_app_traces_{i}.db" for i in range(7)))
-    assert main(["export"]) == 4
+    assert main(["export"]) == 1
     err = capsys.readouterr().err
     assert "7 trace databases" in err and "--in latest" in err
     assert "task_app_traces_0.db, traces/task_app_traces_1.db" in err and "and 2 more" in err
@@ -286,7 +296,7 @@ def test_without_a_terminal_several_databases_are_an_error_and_never_a_prompt(as
 
 
 def test_no_database_at_all_says_what_to_do(capsys):
-    assert main(["export"]) == 4
+    assert main(["export"]) == 1
     assert "Collect rollouts first" in capsys.readouterr().err
 
 
@@ -421,7 +431,7 @@ def test_json_is_the_manifest_and_nothing_else(capsys):
 
 
 def test_when_nothing_passes_the_funnel_is_told_and_nothing_is_left(capsys):
-    assert main(["export", "--in", store(), "--out", "ft/train.jsonl", "--min-unique", "9"]) == 4
+    assert main(["export", "--in", store(), "--out", "ft/train.jsonl", "--min-unique", "9"]) == 1
     err = capsys.readouterr().err
     assert "min_unique" in err and "2" in err
     assert list(Path("ft").iterdir()) == []
@@ -430,7 +440,7 @@ def test_when_nothing_passes_the_funnel_is_told_and_nothing_is_left(capsys):
 def test_a_file_that_is_no_database_leaves_what_was_there(capsys):
     Path("a.db").write_text("no database at all, but long enough to be read as one" * 20)
     Path("train.jsonl").write_text("before\n")
-    assert main(["export", "--in", "a.db", "--out", "train.jsonl"]) == 4
+    assert main(["export", "--in", "a.db", "--out", "train.jsonl"]) == 1
     assert "a.db" in capsys.readouterr().err
     assert Path("train.jsonl").read_text() == "before\n"
 
@@ -476,7 +486,7 @@ def test_a_card_of_other_rows_says_so(exported, capsys):
         file.write("{}\n")
     assert main(["dataset", "card", "train.jsonl"]) == 0
     assert "has changed since its manifest was written" in capsys.readouterr().err
-    assert main(["dataset", "card", "nowhere.jsonl"]) == 4
+    assert main(["dataset", "card", "nowhere.jsonl"]) == 1
 
 
 def test_a_diff_ends_as_diff_does(exported, capsys):
@@ -487,7 +497,7 @@ def test_a_diff_ends_as_diff_does(exported, capsys):
     assert main(["dataset", "diff", "train.jsonl", "fewer.jsonl", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["equal"], found["same"], found["only_a"], found["only_b"]) == (False, 3, 1, 0)
-    assert main(["dataset", "diff", "train.jsonl", "nowhere.jsonl"]) == 4
+    assert main(["dataset", "diff", "train.jsonl", "nowhere.jsonl"]) == 1
 
 
 def test_a_diff_is_told_in_lines(exported, capsys):
@@ -510,7 +520,7 @@ def test_exported_rows_pass_the_check_and_broken_ones_do_not(exported, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["invalid"], found["rows_with_problems"][0]["line"]) == (5, 1, 1)
     Path("broken.jsonl").write_text("{\n")
-    assert main(["dataset", "check", "broken.jsonl"]) == 4
+    assert main(["dataset", "check", "broken.jsonl"]) == 1
 
 
 def test_the_filter_file_is_read_without_the_command_line(tmp_path):

@@ -93,7 +93,7 @@ def test_a_card_tells_the_lineage_and_what_had_no_effect(trained, tmp_path, caps
 )
 def test_what_is_not_there_is_a_line(trained, tmp_path, capsys, arguments, words):
     extra = ["--out", str(tmp_path / "out")] if arguments[0] == "export" else []
-    assert main(["models", *arguments, *extra]) == 3
+    assert main(["models", *arguments, *extra]) == 1
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1 and not (tmp_path / "out").exists()
 
@@ -130,7 +130,7 @@ def test_a_rollback_that_has_nowhere_to_go_is_a_line(trained, capsys):
     _, model_id = trained
     client = connections.backend(URL)
     client.move_alias("champion", model_id, instead_of=None, evidence=make_evidence(model_id))
-    assert main(["models", "rollback", "--reason", "x"]) == 3
+    assert main(["models", "rollback", "--reason", "x"]) == 1
     said = capsys.readouterr().err
     assert "nobody was before" in said and said.count("\n") == 1
     assert client.rollback_alias("champion", move=1).model_id is None
@@ -147,7 +147,7 @@ def test_promote_runs_the_flow_with_what_was_said(trained, tmp_path, monkeypatch
     assert outcome.why in " ".join(capsys.readouterr().out.split())
     ((config, *rest),) = asked
     assert (config.max_env_steps, config.seeds.start, config.seeds.count) == (50, 950_000, 8)
-    assert rest == ["rl:x", "http://t:1", None]
+    assert rest == ["rl:x", "http://t:1", URL]
     assert main(["models", "promote", "--json", "--set", "seeds.start=1"]) == 2
     assert main(["models", "promote", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["promoted"] is True

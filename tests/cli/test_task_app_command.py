@@ -6,11 +6,14 @@ import json
 from contextlib import contextmanager
 
 import pytest
+from fastapi.testclient import TestClient
 
 import crafter_pipeline.cli.task_app as command
 from crafter_pipeline import environments
 from crafter_pipeline.cli import main
+from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.validation import players
+from task_app.app import make_app
 from tests.standins.live_environments import WALK, ToyTaskApp, WalkExpert
 
 SHORT = ["--seeds", "2", "--max-env-steps", "20"]
@@ -45,7 +48,7 @@ def test_a_fit_environment_is_a_table_and_zero(toy, capsys):
 
 def test_an_unfit_one_names_the_check_the_remedy_and_ends_with_six(toy, capsys):
     toy("unstable")
-    assert main(["task-app", "validate", "walk", *SHORT, "--json"]) == 6
+    assert main(["task-app", "validate", "walk", *SHORT, "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["passed"] is False
     (check,) = [c for c in report["checks"] if c["name"] == "determinism"]
@@ -76,7 +79,7 @@ def test_it_serves_the_app_itself_and_says_what_is_wrong_with_ours(capsys):
     "words, code, says",
     [
         (["no-such-game"], 2, "There is no environment"),
-        (["--url", "http://127.0.0.1:9"], 3, "No task app at http://127.0.0.1:9"),
+        (["--url", "http://127.0.0.1:9"], 1, "No task app at http://127.0.0.1:9"),
         (["--api-key", "k"], 2, "give its --url too"),
         (["--url", "http://127.0.0.1:9", "--api-key", "env:NOT_SET"], 2, "the variable NOT_SET is not set"),
         (["--env-file", "nowhere.env"], 2, "no such file"),
@@ -92,7 +95,69 @@ def test_what_is_wrong_is_one_line(capsys, monkeypatch, words, code, says):
 
 
 def test_a_key_on_the_command_line_is_taken_with_a_warning(capsys):
-    assert command.read_key("sk_1") == "sk_1"
+    assert command.read_key("--api-key", "sk_1") == "sk_1"
     assert "env:NAME" in capsys.readouterr().err
-    assert command.read_key("env:K", {"K": "sk_2"}) == "sk_2"
+    assert command.read_key("--api-key", "env:K", {"K": "sk_2"}) == "sk_2"
+    assert command.read_key("--api-key", "") is None
     assert capsys.readouterr().err == ""
+
+
+def test_a_named_key_may_stand_in_the_env_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SECOND", "environment")
+    (tmp_path / ".env").write_text("FIRST=file\nSECOND=file\n")
+    assert command.read_key("--api-key", "env:FIRST") == "file"
+    assert command.read_key("--api-key", "env:SECOND") == "environment"
+
+
+def test_the_published_spellings_of_validate_mean_the_same(toy, capsys):
+    app = toy()
+    assert main(["task-app", "validate", "walk", "--min-instances", "2", "--max-env-steps", "20", "-v"]) == 0
+    out = capsys.readouterr().out
+    assert ": 2 seeds, 20 steps" in out and "(seeds 2, steps_compared" in " ".join(out.split())
+    assert app.requests
+
+
+def test_the_list_names_each_environment_and_what_else_it_is_called(capsys):
+    assert main(["task-app", "list"]) == 0
+    out = capsys.readouterr().out
+    assert "22 achievements" in out and "grpo-crafter-task-app" in out
+    assert main(["task-app", "list", "--json"]) == 0
+    listed = {e["app"]: e for e in json.loads(capsys.readouterr().out)}
+    assert listed.keys() == {"grpo-crafter", "math"} and "math-single-step" in listed["math"]["aliases"]
+
+
+@pytest.fixture
+def crafter(monkeypatch):
+    """The real task app, asked by `task-app info`; returns what it was asked with."""
+    asked = []
+    with TestClient(make_app("grpo-crafter")) as http:
+        monkeypatch.setattr(command, "client_at", lambda *given: asked.append(given) or TaskAppClient(http))
+        yield asked
+
+
+def test_info_tells_what_the_task_app_says_of_itself(crafter, capsys, monkeypatch):
+    monkeypatch.setenv("K", "sk_1")
+    words = ["--base", "http://there:1", "--api-key", "env:K", "--seed", "1", "--seed", "2"]
+    assert main(["task-app", "info", *words]) == 0
+    assert crafter == [("http://there:1", "sk_1")]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Crafter" in lines[0] and any(line.startswith("seed 2") and "traits" in line for line in lines)
+    assert main(["task-app", "info", *words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [task["dataset"]["config"]["seed"] for task in told["tasks"]] == [1, 2]
+    assert told["taskset"]["id"] == "crafter_classic_procedural" and told["info"]["limits"]
+
+
+def test_info_of_nothing_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr("crafter_pipeline.clients.http.FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setenv("TASK_APP_URL", "http://127.0.0.1:9")
+    assert main(["task-app", "info"]) == 1
+    assert "No task app at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_client_has_the_key_that_is_given_or_else_the_settings(monkeypatch):
+    monkeypatch.setenv("ENVIRONMENT_API_KEY", "own")
+    for given, sent in (("theirs", "theirs"), (None, "own")):
+        client = command.client_at("http://there:1", given)
+        assert client._http.headers["x-api-key"] == sent

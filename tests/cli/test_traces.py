@@ -90,7 +90,7 @@ def test_a_wrong_shaping_is_one_line(store, capsys, words, code, says):
 
 
 def test_missing_databases_and_missing_facts_are_data_errors(store, tmp_path, capsys):
-    assert main(["traces", "rescore", "--in", str(tmp_path / "no.db")]) == 4
+    assert main(["traces", "rescore", "--in", str(tmp_path / "no.db")]) == 1
     path = store(rollout(gains=False))
-    assert main(["traces", "rescore", "--in", path, "--set", "strategy=per_achievement"]) == 4
+    assert main(["traces", "rescore", "--in", path, "--set", "strategy=per_achievement"]) == 1
     assert "turn 0 has no gains" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_rollouts_are_listed_sorted_and_cut(db, capsys):
     code, out, _ = said(capsys, "list", "--db", db, "--limit", "1")
     assert code == 0 and "run-a" in out and "run-b" not in out and "2 rollouts; 1 are shown" in out
     code, _, err = said(capsys, "list", "--in", db, "--model", "gpt")
-    assert code == 4 and "None of the 2 rollouts fits. Models: crafter-expert" in err
+    assert code == 1 and "None of the 2 rollouts fits. Models: crafter-expert" in err
 
 
 def test_the_default_is_the_variable_else_the_newest_and_is_told(db, original, capsys, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_default_is_the_variable_else_the_newest_and_is_told(db, original, c
 def test_without_any_database_every_reading_command_says_so(capsys):
     for words in (["list"], ["stats"], ["show", "x"], ["verify"], ["replay", "--all"], ["rescore"]):
         code, out, err = said(capsys, *words)
-        assert (code, out) == (4, "") and "no task_app_traces*.db below" in err and err.count("\n") == 1
+        assert (code, out) == (1, "") and "no task_app_traces*.db below" in err and err.count("\n") == 1
 
 
 def test_a_rollout_is_shown_by_the_beginning_of_its_run_id(original, capsys):
@@ -119,7 +119,7 @@ def test_a_rollout_is_shown_by_the_beginning_of_its_run_id(original, capsys):
     assert "unlocked wake_up" in out or "wake_up" in out
     one = json.loads(said(capsys, "show", "perach", "--in", original, "--turn", "3", "--json")[1])
     assert [turn["index"] for turn in one["turns"]] == [3] and one["seed"] == 3
-    assert said(capsys, "show", "perach", "--in", original, "--turn", "99")[0] == 4
+    assert said(capsys, "show", "perach", "--in", original, "--turn", "99")[0] == 1
 
 
 def test_options_may_stand_before_the_run_id(original, db, capsys):
@@ -135,7 +135,7 @@ def test_a_snapshot_is_written_and_imported_again(db, capsys):
     assert code == 0 and "1 rollout stored, 0 already there" in out and "Not imported: broken.json" in err
     assert "0 rollouts stored, 1 already there" in said(capsys, *words)[1]
     code, _, err = said(capsys, "import", "broken.json", "--into", "none.db")
-    assert code == 4 and "None of the 1 files" in err and not Path("none.db").exists()
+    assert code == 1 and "None of the 1 files" in err and not Path("none.db").exists()
 
 
 def test_a_replay_is_the_same_or_exit_code_1(db, original, capsys):
@@ -165,7 +165,7 @@ def test_verify_tells_what_is_wrong_with_exit_code_1(db, original, capsys):
 def test_databases_are_merged_and_exported(db, original, capsys):
     code, out, _ = said(capsys, "merge", "--in", db, original, db, "--out", "all.db")
     assert code == 0 and "5 rollouts of 2 databases" in out and len(list_sessions("all.db")) == 5
-    assert said(capsys, "merge", "--in", db, "--out", "all.db")[0] == 4
+    assert said(capsys, "merge", "--in", db, "--out", "all.db")[0] == 1
     code, out, _ = said(capsys, "export-parquet", "--in", "all.db", "--out", "pq")
     assert code == 0 and "turns.parquet: 52 rows" in out
 
@@ -198,6 +198,6 @@ def test_prune_is_a_dry_run_until_yes(db, capsys):
 def test_a_bad_file_is_one_line_and_leaves_nothing(capsys, words, content):
     Path("bad.db").write_bytes(content)
     code, out, err = said(capsys, *words, "--in", "bad.db")
-    assert (code, out) == (4, "") and err.startswith("crafter-pipeline: bad.db") and err.count("\n") == 1
+    assert (code, out) == (1, "") and err.startswith("crafter-pipeline: bad.db") and err.count("\n") == 1
     assert not Path("out").exists() or not any(Path("out").iterdir())
     assert Path("bad.db").read_bytes() == content

@@ -9,18 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from crafter_pipeline.cli.traces.common import (
-    NO_INPUTS,
-    NO_REPEATED_INPUTS,
-    AsJson,
-    Inputs,
-    RepeatedInputs,
-    bar,
-    many,
-    print_json,
-    say,
-    tell_damage,
-)
+from crafter_pipeline.cli.common import AsJson, many, print_json, say
+from crafter_pipeline.cli.traces.common import NO_INPUTS, NO_REPEATED_INPUTS, Inputs, RepeatedInputs, bar, tell_damage
 from crafter_pipeline.errors import ConfigError, DataError
 
 if TYPE_CHECKING:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from crafter_pipeline.cli.common import many, note
 
-AsJson = Annotated[bool, Parameter(name="--json", negative="", show_default=False)]
 SHOWN_DAMAGE = 20
-WIDE = 200
-"""Characters of a line that goes into a file or a pipe."""
 
 
 @Parameter(name="*")
@@ -63,28 +57,6 @@ NO_INPUTS = Inputs()
 NO_REPEATED_INPUTS = RepeatedInputs()
 
 
-def console() -> Console:
-    """Of stdout as it is now; wide where nobody looks, so that no table loses words."""
-    from rich.console import Console
-
-    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDE)
-
-
-def say(line: str) -> None:
-    """A plain line to stdout, whatever is in it."""
-    console().print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def note(line: str) -> None:
-    """A plain line to stderr: about the work, not its result."""
-    print(line, file=sys.stderr)
-
-
-def print_json(value: Any) -> None:
-    """The result on stdout."""
-    print(json.dumps(value, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace").decode())
-
-
 @contextmanager
 def bar(what: str, paths: Sequence[Path]) -> Iterator[Callable[[], None]]:
     """Calls of the given function move a bar over the rollouts of databases; on a terminal only, on stderr."""
@@ -118,19 +90,3 @@ def tell_damage(damaged: Sequence[Any]) -> None:
         note(f"  {damage}")
     if len(damaged) > SHOWN_DAMAGE:
         note(f"  … and {len(damaged) - SHOWN_DAMAGE} more: `crafter-pipeline traces verify` lists all.")
-
-
-def short(text: str, most: int = 32) -> str:
-    """The text, cut for a table."""
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def many(count: int, what: str) -> str:
-    """`1 rollout`, `2,000 rollouts`."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def number(value: float | None, form: str = ".2f") -> str:
-    """A number in a table."""
-    return "–" if value is None else format(value, form)

@@ -10,18 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from crafter_pipeline.cli.traces.common import (
-    NO_INPUTS,
-    AsJson,
-    Inputs,
-    console,
-    many,
-    number,
-    print_json,
-    say,
-    short,
-    tell_damage,
-)
+from crafter_pipeline.cli.common import AsJson, console, many, number, print_json, say, short
+from crafter_pipeline.cli.traces.common import NO_INPUTS, Inputs, tell_damage
 from crafter_pipeline.errors import DataError
 
 if TYPE_CHECKING:

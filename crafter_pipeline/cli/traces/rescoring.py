@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from crafter_pipeline.cli.common import AsJson, console, print_json, say, short
 from crafter_pipeline.cli.shaping import read_shaping
-from crafter_pipeline.cli.traces.common import (
-    NO_INPUTS,
-    AsJson,
-    Inputs,
-    bar,
-    console,
-    print_json,
-    say,
-    short,
-    tell_damage,
-)
+from crafter_pipeline.cli.traces.common import NO_INPUTS, Inputs, bar, tell_damage
 from crafter_pipeline.errors import ConfigError, DataError, FieldError
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from crafter_pipeline.cli.traces.common import NO_REPEATED_INPUTS, AsJson, RepeatedInputs, note, print_json, say
+from crafter_pipeline.cli.common import AsJson, note, print_json, say
+from crafter_pipeline.cli.traces.common import NO_REPEATED_INPUTS, RepeatedInputs
 from crafter_pipeline.errors import DataError
 
 if TYPE_CHECKING:

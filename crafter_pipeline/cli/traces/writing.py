@@ -8,7 +8,8 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from crafter_pipeline.cli.traces.common import NO_INPUTS, AsJson, Inputs, bar, many, note, print_json, say, tell_damage
+from crafter_pipeline.cli.common import AsJson, many, note, print_json, say
+from crafter_pipeline.cli.traces.common import NO_INPUTS, Inputs, bar, tell_damage
 from crafter_pipeline.errors import ConfigError, DataError
 
 DEFAULT_INTO = Path("traces/v3/task_app_traces_imported.db")
