@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PROFILE ?= tiny
 PUBLISHED := $(CURDIR)/.venv-published
+PUBLISHED_OLD := $(CURDIR)/.venv-published-0.2.16
 VLLM := $(CURDIR)/.venv-vllm
 NEXT := $(CURDIR)/.venv-prefect-next
 
@@ -41,13 +42,16 @@ $(NEXT)/.installed: pyproject.toml constraints.txt
 	$(NEXT)/bin/python -m pip install --quiet --no-deps prefect==3.9.1 'whenever>=0.10.5'
 	touch $@
 
-# The published client in a virtual environment of its own: its dependencies are not ours.
-interop: setup $(PUBLISHED)/.installed
-	SYNTH_AI_VENV=$(PUBLISHED) $(BIN)/python -m pytest -q -m interop
+# The published client, in the two versions that matter, in virtual environments of its own: its dependencies are not
+# ours. PASS or FAIL per line at the end.
+interop: setup $(PUBLISHED)/.installed $(PUBLISHED_OLD)/.installed
+	SYNTH_AI_VENV=$(PUBLISHED) SYNTH_AI_OLD_VENV=$(PUBLISHED_OLD) $(BIN)/python -m pytest -q -m interop -n 2 --dist loadfile tests/interop
 
-$(PUBLISHED)/.installed:
-	$(PYTHON) -m venv $(PUBLISHED)
-	$(PUBLISHED)/bin/python -m pip install --quiet synth-ai==0.2.17
+$(PUBLISHED)/.installed: VERSION := 0.2.17
+$(PUBLISHED_OLD)/.installed: VERSION := 0.2.16
+$(PUBLISHED)/.installed $(PUBLISHED_OLD)/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet synth-ai==$(VERSION)
 	touch $@
 
 # vLLM in a virtual environment of its own: it wants an older fastapi than Prefect does. For machines with CUDA.
@@ -77,4 +81,4 @@ format: setup
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PUBLISHED) $(VLLM) $(NEXT) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(PUBLISHED) $(PUBLISHED_OLD) $(VLLM) $(NEXT) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

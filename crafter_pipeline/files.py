@@ -23,7 +23,7 @@ def safe_name(name: str) -> str:
     return kept if kept == name else f"{kept or '_'}-{hashlib.sha256(name.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def replace_file(path: Path, content: str | bytes) -> Path:
+def replace_file(path: Path, content: str | bytes, mode: int = 0o644) -> Path:
     """Write beside `path`, then rename: nobody ever sees half a file. Returns `path`; raises OSError.
 
     Characters that UTF-8 cannot carry (lone surrogates in a model's answer) are written as escapes.
@@ -35,7 +35,7 @@ def replace_file(path: Path, content: str | bytes) -> Path:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -43,11 +43,11 @@ def replace_file(path: Path, content: str | bytes) -> Path:
     return path
 
 
-def write_whole(path: Path, content: str) -> Path:
+def write_whole(path: Path, content: str, mode: int = 0o644) -> Path:
     """`replace_file` for operators: makes the folder, and a DataError names the path that cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return replace_file(path, content)
+        return replace_file(path, content, mode)
     except OSError as e:
         raise DataError(f"{path} cannot be written ({e.strerror}).") from e
 

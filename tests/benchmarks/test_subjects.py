@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
 
 import pytest
 
-from benchmarks import dataset, game, task_app, traces, workplace
+from benchmarks import cli, dataset, game, task_app, traces, workplace
 
 
 def test_steps():
@@ -17,6 +18,20 @@ def test_steps():
 def test_the_expert_plays_the_actions_that_are_timed():
     actions = game.expert_actions(1, 12)
     assert len(actions) == 12 and set(actions) != {"noop"}
+
+
+def test_processes_are_timed_by_turns_and_a_failing_one_is_noticed():
+    first, second = cli.by_turns([cli.BARE, [*cli.BARE[:2], "import time; time.sleep(0.2)"]], rounds=1)
+    assert len(first) == len(second) == 1 and 0 < first[0] < second[0] > 0.2
+    with pytest.raises(subprocess.CalledProcessError):
+        cli.by_turns([[*cli.BARE[:2], "1/0"]], rounds=1)
+    assert {"setup", "rollout", "status"} <= set(cli.commands())
+
+
+@pytest.mark.slow
+def test_the_command_line():
+    values = cli.measure(quick=True)
+    assert values.keys() == {m.name for m in cli.METRICS} and all(v > 0 for v in values.values())
 
 
 def test_cached_resets():

@@ -118,6 +118,7 @@ class FakeBackend(Flaky):
         on_event: Callable[[JobEvent], None],
         on_metrics: Callable[[int, dict[str, float]], None],
         poll_seconds: float,
+        timeout_seconds: float | None = None,
     ) -> Job:
         self._call("wait")
         on_event(JobEvent(1, "sft.training.started", "info", "started, 2 steps", {"steps": 2, "step": 0}))
@@ -136,6 +137,19 @@ class FakeBackend(Flaky):
         unknown = BackendError(f"There is no trained model {model_id!r}.")
         unknown.status = 404
         raise unknown
+
+    def full_id(self, name: str) -> str:
+        if name == "champion" and self.champion is None:
+            unknown = BackendError("There is no champion yet.")
+            unknown.status = 404
+            raise unknown
+        if name == "champion":
+            return str(self.champion)
+        return str(self.model(name)["id"]) if name.startswith("latest:") else name
+
+    def verify_task_app(self, url: str) -> dict[str, Any]:
+        self._call("verify_task_app")
+        return {"any_ok": True}
 
     def models(self, kind: str | None = None) -> list[dict[str, Any]]:
         self._call("models")
