@@ -27,7 +27,7 @@ smoke: setup
 	$(BIN)/crafter-pipeline run --profile smoke --fresh
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: setup next-prefect
 	$(BIN)/python -m pytest -q -m slow

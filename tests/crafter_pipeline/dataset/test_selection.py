@@ -527,7 +527,7 @@ def test_turn_rules_are_tried_in_order_and_each_has_a_test():
         ({"drop_noops": True}, {"call_records", "content"}),
         ({"drop_loops": True}, {"call_records", "content", "system_state_before"}),
     ],
-    ids=str,
+    ids=("cheap", "noops", "loops"),
 )
 def test_heavy_columns_are_read_for_rules_that_need_them_alone(make_db, make_rollout, rules, read):
     with duckdb.connect() as connection:
