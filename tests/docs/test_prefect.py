@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ import tomli
 import yaml
 
 from crafter_pipeline.processes import Service
-from tests.standins.command_lines import unknown
+from tests.standins.command_lines import in_page, unknown
 from tests.standins.prefect_stack import PrefectStack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,17 +27,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", GUIDE, re.M | re.S)
 
 
-def command_lines() -> Iterator[list[str]]:
-    """Every command of ours or Prefect's, in blocks and in the text, without what stands before the program."""
-    text = re.sub(r"^```.*?^```$", "", GUIDE, flags=re.M | re.S)
-    inline = [span for span in re.findall(r"`([^`]+)`", text) if span.startswith(tuple(f"{p} " for p in PROGRAMS))]
-    for line in [line for block in blocks("bash") for line in block.splitlines()] + inline:
-        words = shlex.split(line.replace("<id>", str(UUID(int=0))), comments=True)
-        if words[:3] == ["docker", "compose", "run"] or (words and words[0] in PROGRAMS):
-            yield words[next(i for i, word in enumerate(words) if word in PROGRAMS) :]
+COMMANDS = in_page(re.sub(r"<(flow|deployment)>", "name", GUIDE.replace("<id>", str(UUID(int=0)))), PROGRAMS)
 
 
-@pytest.mark.parametrize("words", [pytest.param(w, id=" ".join(w)) for w in command_lines()])
+@pytest.mark.parametrize("words", [pytest.param(words, id=" ".join(words)) for words in COMMANDS])
 def test_a_command_exists(words):
     assert unknown(words[0], words[1:]) is None
 
