@@ -29,9 +29,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from crafter_pipeline.environments import ENVIRONMENTS
 from crafter_pipeline.errors import DataError
+from crafter_pipeline.model_names import TINY as TINY
 
-TINY = "crafter-tiny"
-"""The student that is made here."""
 TINY_CONTEXT = 16_384
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)

@@ -137,7 +137,7 @@ def rollout(
 
     from crafter_pipeline import connections
     from crafter_pipeline.clients.chat import shown_url
-    from crafter_pipeline.traced_rollouts import TracedRollouts, environment_at, play_traced
+    from crafter_pipeline.traced_rollouts import TracedRollouts, environment_at, own_form, play_traced
 
     key = read_key("--api-key", api_key)
     clients = [client_at(url, key, timeout) for url in connections.task_app_addresses(urls)]
@@ -158,7 +158,7 @@ def rollout(
         max_turns=max_llm_calls,
         inference_key=read_key("--inference-api-key", inference_api_key),
         ops=[op for op in map(str.strip, (ops or "").split(",")) if op],
-        policy=tables["policy"],
+        policy={**own_form(model), **tables["policy"]},
         env=tables["env"],
         trace_format=trace_format if trace else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,19 +10,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crafter_pipeline.clients.chat import PROVIDER_URLS
-from crafter_pipeline.clients.payloads import is_trained
 from crafter_pipeline.config import EvaluateConfig, PolicyConfig
 from crafter_pipeline.config.base import digest_of
 from crafter_pipeline.contracts import MAX_OPS, EnvSpec, PolicySpec, RecordSpec, RolloutRequest
 from crafter_pipeline.environments import MAX_ACTIONS_PER_TURN
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.model_names import BUILTIN, is_builtin, is_tiny, is_trained
 from crafter_pipeline.recipes.evaluation import DEFAULT_TURNS, MOST_TURNS, EvaluationRecipe
 
-BUILTIN = re.compile(r"[a-z]+-(expert|random)")
-"""Models that the training backend serves without training."""
 MOST_ENV_STEPS = 10_000
 """A task app's own limit of an episode."""
-_TINY = "crafter-tiny"
 _BUILTIN_LABELS = {"expert": "teacher", "random": "random"}
 _PREFIX_LABELS = {"rl": "rl", "fft": "sft", "ft": "sft", "qft": "sft"}
 
@@ -192,16 +188,6 @@ def resolved(players: Sequence[Player], backend_inference: str, full_id: Callabl
         replace(p, model=full_id(p.model)) if p.inference_url == backend_inference and is_trained(p.model) else p
         for p in players
     ]
-
-
-def is_builtin(model: str) -> bool:
-    """Whether the backend serves it without training: crafter-expert, math-random, …"""
-    return BUILTIN.fullmatch(model) is not None
-
-
-def is_tiny(model: str) -> bool:
-    """Whether the name says that the tiny student plays, which reads and answers in a form of its own."""
-    return _TINY in model
 
 
 def _host(

@@ -118,7 +118,7 @@ def test_without_an_address_the_backends_models_play(chat, capsys, monkeypatch):
     monkeypatch.setattr(connections, "backend", lambda url: Backend())
     for words, model in (([], "crafter-expert"), (["--model", "latest:sft", "--fresh"], "fft:crafter-tiny:job_1")):
         assert main(["rollout", *SHORT, *words]) == 0
-        assert chat.bodies[-1]["model"] == model
+        assert chat.bodies[-1]["model"] == model and "tools" not in chat.bodies[-1], "asked as `run` asks"
     assert str(chat.requests[-1].url) == "http://127.0.0.1:8000/api/inference/v1/chat/completions"
 
 
