@@ -173,7 +173,12 @@ def _play(order: Order, out: Path | None, *, fresh: bool) -> tuple[EvaluationRep
 
     recipe, inference = order.recipe, connections.inference_url(order.backend_url)
     started = time.time()
-    players = resolved(order.players, inference, lambda name: connections.backend(order.backend_url).full_id(name))
+    players = resolved(
+        order.players,
+        inference,
+        lambda name: connections.backend(order.backend_url).full_id(name),
+        asked=bool(recipe.asked),
+    )
     with ExitStack() as stack:
         plan, folder = order.settle(players, order.seeds or (), out)
         if order.by_facts or fresh or unfinished(plan, folder):

@@ -167,27 +167,36 @@ def players_of(
     named = [read_player(text) for text in recipe.players]
     if not named:
         raise ConfigError("No model is named. Give --model or --models, EVAL_MODEL, or `model` in the file.")
-    tiny = all(is_tiny(one.model) or is_builtin(one.model) for one in named)
     found = []
     for one, label in zip(named, labels(named), strict=True):
         url, provider = _host(one, recipe, backend_inference, everywhere)
         policy = {**({} if provider is None else {"provider": provider}), **recipe.asked}
-        if is_tiny(one.model) or (tiny and not recipe.asked):
-            policy = {**PolicyConfig().model_dump(mode="json", exclude_none=True), **policy}
         found.append(Player(label, one.model, url, policy, rules))
-    return found
+    return _in_own_form(found, bool(recipe.asked))
 
 
-def resolved(players: Sequence[Player], backend_inference: str, full_id: Callable[[str], str]) -> list[Player]:
-    """The players, each model of the training backend by its full id.
+def resolved(
+    players: Sequence[Player], backend_inference: str, full_id: Callable[[str], str], *, asked: bool
+) -> list[Player]:
+    """The players, each model of the training backend by its full id, which tells how it is asked.
 
     Args:
         full_id: Of a model's name, as `BackendClient.full_id`.
+        asked: Whether the recipe says how models are asked.
     """
-    return [
+    found = [
         replace(p, model=full_id(p.model)) if p.inference_url == backend_inference and is_trained(p.model) else p
         for p in players
     ]
+    return _in_own_form(found, asked)
+
+
+def _in_own_form(players: Sequence[Player], asked: bool) -> list[Player]:
+    """The tiny student is asked as `run` asks it, but for what the recipe says; so are scripted players where none but
+    these play and the recipe says nothing."""
+    ours = not asked and all(is_tiny(p.model) or is_builtin(p.model) for p in players)
+    form = PolicyConfig().model_dump(mode="json", exclude_none=True)
+    return [replace(p, policy={**form, **p.policy}) if ours or is_tiny(p.model) else p for p in players]
 
 
 def _host(

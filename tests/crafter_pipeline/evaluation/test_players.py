@@ -68,6 +68,7 @@ def test_only_models_of_the_backend_are_looked_up():
         players({"models": ["latest:sft", "Qwen/Qwen3-4B", "v=ft:job@http://vllm/v1"]}),
         BACKEND,
         lambda name: f"<{name}>",
+        asked=False,
     )
     assert [p.model for p in found] == ["<latest:sft>", "Qwen/Qwen3-4B", "ft:job"]
 
@@ -78,6 +79,15 @@ def test_the_tiny_student_is_asked_in_its_own_form_and_others_as_the_task_app_do
     assert other.policy == {"temperature": 0.3}
     alone = players({"models": ["crafter-random", "crafter-expert"]}, whole=True)
     assert {p.policy["observation"] for p in alone} == {"sparse"}
+
+
+def test_a_name_of_the_tiny_student_that_is_looked_up_counts_as_well():
+    named = players({"models": ["crafter-expert", "latest:sft"]}, whole=True)
+    assert [p.policy for p in named] == [{}, {}]
+    found = resolved(named, BACKEND, {"latest:sft": "fft:crafter-tiny:job_1"}.__getitem__, asked=False)
+    assert {p.policy["observation"] for p in found} == {"sparse"}, "the expert beside it, too"
+    found = resolved(named, BACKEND, {"latest:sft": "fft:Qwen/Qwen3-4B:job_1"}.__getitem__, asked=False)
+    assert [p.policy for p in found] == [{}, {}]
 
 
 def test_turns_and_steps_are_limited_together():
