@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from crafter_pipeline.clients.task_app import TaskAppClient
-from crafter_pipeline.config import PolicyConfig, parse_config
+from crafter_pipeline.config import parse_config
 from crafter_pipeline.contracts import EpisodeResult, RolloutRequest
 from crafter_pipeline.environments import find_environment
 from crafter_pipeline.errors import ConfigError, ServiceError
-from crafter_pipeline.model_names import is_builtin, is_tiny
 from crafter_pipeline.traces.snapshots import snapshot_name, write_payload
 
 ENVIRONMENT = "crafter"
@@ -84,12 +83,6 @@ class TracedEpisode:
         """Its trace as a file, default `<run_id>_trace.json` here; None without a trace. DataError if it cannot be
         written."""
         return None if self.trace is None else write_payload(self.trace, path or Path(snapshot_name(self.run_id)))
-
-
-def own_form(model: str) -> dict[str, Any]:
-    """How scripted players and the tiny student are asked where nothing else is said, as `run` asks them; empty for
-    other models. What such a teacher leaves behind is what such a student can learn from."""
-    return PolicyConfig().model_dump(mode="json", exclude_none=True) if is_builtin(model) or is_tiny(model) else {}
 
 
 def environment_at(client: TaskAppClient) -> str:

@@ -137,7 +137,8 @@ def rollout(
 
     from crafter_pipeline import connections
     from crafter_pipeline.clients.chat import shown_url
-    from crafter_pipeline.traced_rollouts import TracedRollouts, environment_at, own_form, play_traced
+    from crafter_pipeline.config import own_form
+    from crafter_pipeline.traced_rollouts import TracedRollouts, environment_at, play_traced
 
     key = read_key("--api-key", api_key)
     clients = [client_at(url, key, timeout) for url in connections.task_app_addresses(urls)]

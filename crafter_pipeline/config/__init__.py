@@ -36,6 +36,7 @@ from crafter_pipeline.config.play import (
     TaskRunner,
     ThinkingMode,
     ToolChoice,
+    own_form,
 )
 from crafter_pipeline.config.promotion import (
     PromotionConfig,
@@ -109,6 +110,7 @@ __all__ = [
     "digest_of",
     "load_config",
     "load_toml",
+    "own_form",
     "parse_config",
     "refuse_held_out",
 ]

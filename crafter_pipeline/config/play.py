@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from crafter_pipeline.config.base import HELD_OUT_SEEDS_START, Config, SeedRange
+from crafter_pipeline.model_names import is_builtin, is_tiny
 
 Observation = Literal["plain", "sparse", "compact", "rich", "synth", "image", "image-only"]
 HistoryForm = Literal["line", "turns"]
@@ -57,6 +58,12 @@ class PolicyConfig(Config):
     """Switches the thinking of models that can do both; unset: as they come."""
     thinking_budget: int | None = Field(default=None, ge=1, le=1_000_000)
     """Thinking tokens, for chat templates that know the word; unset: not sent."""
+
+
+def own_form(model: str) -> dict[str, Any]:
+    """How scripted players and the tiny student are asked where nothing else is said, as `run` asks them; empty for
+    other models. What such a teacher leaves behind is what such a student can learn from."""
+    return PolicyConfig().model_dump(mode="json", exclude_none=True) if is_builtin(model) or is_tiny(model) else {}
 
 
 class CollectConfig(Config):

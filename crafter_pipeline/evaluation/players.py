@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crafter_pipeline.clients.chat import PROVIDER_URLS
-from crafter_pipeline.config import EvaluateConfig, PolicyConfig
+from crafter_pipeline.config import EvaluateConfig, own_form
 from crafter_pipeline.config.base import digest_of
 from crafter_pipeline.contracts import MAX_OPS, EnvSpec, PolicySpec, RecordSpec, RolloutRequest
 from crafter_pipeline.environments import MAX_ACTIONS_PER_TURN
@@ -195,8 +195,7 @@ def _in_own_form(players: Sequence[Player], asked: bool) -> list[Player]:
     """The tiny student is asked as `run` asks it, but for what the recipe says; so are scripted players where none but
     these play and the recipe says nothing."""
     ours = not asked and all(is_tiny(p.model) or is_builtin(p.model) for p in players)
-    form = PolicyConfig().model_dump(mode="json", exclude_none=True)
-    return [replace(p, policy={**form, **p.policy}) if ours or is_tiny(p.model) else p for p in players]
+    return [replace(p, policy={**own_form(p.model), **p.policy}) if ours or is_tiny(p.model) else p for p in players]
 
 
 def _host(

@@ -32,6 +32,12 @@ class Recipe(BaseModel):
 R = TypeVar("R", bound=Recipe)
 
 
+def table_of(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A table of what may not have been checked yet; empty where there is none."""
+    found = toml.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
 def refuse_placeholders(toml: Mapping[str, Any], source: Path | str) -> None:
     """ConfigError names file and key of the first text that was meant to be replaced."""
     for key, text in _texts(toml):

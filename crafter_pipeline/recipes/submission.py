@@ -10,6 +10,7 @@ from typing import Any
 from crafter_pipeline.clients.backend import BackendClient
 from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.errors import BackendError, ConfigError, TaskAppError
+from crafter_pipeline.recipes.base import table_of
 from crafter_pipeline.recipes.train import UPLOAD, Kind
 
 READY_STATES = frozenset({"ready", "uploaded", "stored", "complete", "processed"})
@@ -59,7 +60,7 @@ def send_job(
 
 def model_of(kind: Kind, body: Mapping[str, Any]) -> str:
     """What training starts from."""
-    data = _table(body, "data")
+    data = table_of(body, "data")
     return str(body.get("model") if kind == "sft" else data.get("model") or data.get("base_model") or "")
 
 
@@ -69,9 +70,9 @@ def with_full_ids(kind: Kind, body: Mapping[str, Any], client: BackendClient) ->
     full = client.full_id(name)
     if kind == "sft":
         return {**body, "model": full}
-    data = dict(_table(body, "data"))
+    data = dict(table_of(body, "data"))
     data.update({key: full for key in ("model", "base_model") if data.get(key) == name})
-    config = dict(_table(data, "config"))
+    config = dict(table_of(data, "config"))
     for table in ("model", "policy"):
         if isinstance(config.get(table), Mapping):
             config[table] = {k: full if v == name and k != "label" else v for k, v in config[table].items()}
@@ -81,10 +82,10 @@ def with_full_ids(kind: Kind, body: Mapping[str, Any], client: BackendClient) ->
 def task_app_urls(kind: Kind, body: Mapping[str, Any]) -> tuple[str, ...]:
     """Who plays for the job."""
     if kind == "sft":
-        url = _table(body, "metadata").get("task_app_url")
+        url = table_of(body, "metadata").get("task_app_url")
         return (str(url),) if url else ()
-    data = _table(body, "data")
-    further = _table(_table(data, "config"), "training").get("task_app_urls") or ()
+    data = table_of(body, "data")
+    further = table_of(table_of(data, "config"), "training").get("task_app_urls") or ()
     return tuple(dict.fromkeys(str(url) for url in (data.get("endpoint_base_url"), *further) if url))
 
 
@@ -110,9 +111,9 @@ def with_files(body: Mapping[str, Any], upload: Callable[[str], str]) -> dict[st
         return sent[named]
 
     result = {**body, "training_file_id": file_id(str(body["training_file_id"]))}
-    metadata = _table(body, "metadata")
-    effective = _table(metadata, "effective_config")
-    data = _table(effective, "data")
+    metadata = table_of(body, "metadata")
+    effective = table_of(metadata, "effective_config")
+    data = table_of(effective, "data")
     if data.get("validation_files"):
         files = [file_id(str(named)) for named in data["validation_files"]]
         effective = {**effective, "data": {**data, "validation_files": files}}
@@ -156,8 +157,3 @@ def _with_nearest(refusal: BackendError, model: str, client: BackendClient) -> B
     told = BackendError(f"{refusal} Did you mean {known[close[0]]!r}?")
     told.status = refusal.status
     return told
-
-
-def _table(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from crafter_pipeline.config.reading import parse_config
 from crafter_pipeline.errors import ConfigError, DataError
-from crafter_pipeline.recipes.base import refuse_placeholders
+from crafter_pipeline.recipes.base import refuse_placeholders, table_of
 from crafter_pipeline.recipes.rl import RlRecipe, rl_body, with_model
 from crafter_pipeline.recipes.sft import SftRecipe, sft_body
 
@@ -31,7 +31,7 @@ def kind_of(toml: Mapping[str, Any], source: str) -> tuple[Kind | None, str]:
     """
     said: dict[str, Kind] = {}
     for key, word, known in (
-        ("[algorithm].type", _table(toml, "algorithm").get("type"), _BY_ALGORITHM),
+        ("[algorithm].type", table_of(toml, "algorithm").get("type"), _BY_ALGORITHM),
         ("type", toml.get("type"), _BY_TYPE),
     ):
         if word is not None and word not in known:
@@ -42,8 +42,8 @@ def kind_of(toml: Mapping[str, Any], source: str) -> tuple[Kind | None, str]:
         raise ConfigError(f"{source}: {' contradicts '.join(said)}. Change one of them.")
     for key, kind in said.items():
         return kind, key
-    training, hyper = _table(toml, "training"), _table(toml, "hyperparameters")
-    if _table(toml, "services").get("task_url"):
+    training, hyper = table_of(toml, "training"), table_of(toml, "hyperparameters")
+    if table_of(toml, "services").get("task_url"):
         return "rl", "[services].task_url"
     if "rollout" in toml:
         return "rl", "[rollout]"
@@ -98,8 +98,8 @@ class SftPlan:
         """A recipe, with another model if one is given. ConfigError names the key that is wrong."""
         if model is not None:
             names = ("model_name", "source", "model")
-            policy = {k: v for k, v in _table(toml, "policy").items() if k not in names}
-            toml = {**toml, "job": {**_table(toml, "job"), "model": model}, **({"policy": policy} if policy else {})}
+            policy = {k: v for k, v in table_of(toml, "policy").items() if k not in names}
+            toml = {**toml, "job": {**table_of(toml, "job"), "model": model}, **({"policy": policy} if policy else {})}
         refuse_placeholders(toml, source)
         return cls(toml, parse_config(SftRecipe, toml, source), source)
 
@@ -117,7 +117,7 @@ class SftPlan:
     @property
     def plays(self) -> bool:
         """Whether episodes are played during the training: the job needs a task app."""
-        return bool(_table(self.toml, "hyperparameters").get("dev"))
+        return bool(table_of(self.toml, "hyperparameters").get("dev"))
 
     def body(self, training_file: str, validation_file: str | None, task_app_url: str | None) -> dict[str, Any]:
         """See `sft_body`."""
@@ -145,7 +145,7 @@ class RlPlan:
         if model is not None:
             toml = with_model(toml, model)
         if task_app_url is not None:
-            toml = {**toml, "services": {**_table(toml, "services"), "task_url": task_app_url}}
+            toml = {**toml, "services": {**table_of(toml, "services"), "task_url": task_app_url}}
         refuse_placeholders(toml, source)
         return cls(toml, parse_config(RlRecipe, toml, source), source)
 
@@ -165,8 +165,3 @@ def find_dataset(name: str, recipe: Path) -> Path:
             return path
     places = " nor ".join(str(path) for path in tried)
     raise DataError(f"{recipe} names the dataset {name!r}, but there is no {places}. Make it, or give --dataset FILE.")
-
-
-def _table(toml: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = toml.get(name)
-    return value if isinstance(value, Mapping) else {}
