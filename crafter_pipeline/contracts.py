@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 # --------------------------------------------------------------------------- the episode
 
@@ -233,11 +233,18 @@ class EpisodeResult:
     env_steps: int
     stop_reason: str
     parse_failures: int = 0
+    unlocked_at: dict[str, int] = field(default_factory=dict)
+    """Achievement -> env step (from 1) that unlocked it; empty where the server does not tell."""
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    """Over all turns; None: the server does not tell."""
 
     @classmethod
     def of(cls, seed: int, answer: RolloutResponse) -> EpisodeResult:
         """Read the answer's metrics. Servers that are not ours may leave `details` empty."""
         details = answer.metrics.details  # its words are kept once, however many episodes say them
+        tokens = details.get("tokens")
+        tokens = tokens if isinstance(tokens, dict) else {}
         return cls(
             run_id=answer.run_id,
             seed=seed,
@@ -247,9 +254,46 @@ class EpisodeResult:
             env_steps=int(details.get("env_steps") or answer.metrics.num_steps),
             stop_reason=sys.intern(str(details.get("stop_reason") or "unknown")),
             parse_failures=int(details.get("parse_failures") or 0),
+            unlocked_at={sys.intern(str(k)): int(v) for k, v in (details.get("unlocked_at") or {}).items()},
+            prompt_tokens=tokens.get("prompt"),
+            completion_tokens=tokens.get("completion"),
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """What a training job has used up, all its workers together: those that were restarted, too.
+
+    Of the workers alone: neither the task app that plays their episodes nor the child that serves models is counted.
+    """
+
+    wall_seconds: float
+    """That workers were there; waiting in the queue is none."""
+    cpu_seconds: float
+    """User and system time of the workers and of the processes they started."""
+    gpu_seconds: float
+    """Wall seconds on CUDA times the GPUs held; 0 elsewhere."""
+    tokens: int
+    """Trained, prompts included; what was trained again after a restart counts once. 0: the model reads no tokens."""
+    episodes: int | None = None
+    """Played to be trained on; None: the job plays none, or its backend does not tell."""
+    turns: int | None = None
+    """Model calls of these episodes."""
+
+    @classmethod
+    def of(cls, told: Any) -> Compute | None:
+        """Read a job's `compute`; None where a backend tells none that can be read."""
+        try:
+            return _COMPUTE.validate_python(told)
+        except ValidationError:
+            return None
+
+    def to_json(self) -> dict[str, Any]:
+        """As the wire and report.json have it."""
+        return asdict(self)
+
+
+_COMPUTE = TypeAdapter(Compute)
 SIGN_OF_LIFE = "job.alive"
 """Type of an event that says nothing but that a silent job goes on."""
 TERMINAL_JOB_STATES = frozenset({"succeeded", "failed", "cancelled", "canceled", "completed", "error"})

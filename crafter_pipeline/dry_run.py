@@ -16,6 +16,7 @@ from crafter_pipeline.clients.chat import shown_url
 from crafter_pipeline.clients.http import service_root
 from crafter_pipeline.clients.payloads import rl_payload, sft_payload
 from crafter_pipeline.config import (
+    MLP_POLICY,
     BackendConfig,
     CollectConfig,
     EvaluateConfig,
@@ -143,14 +144,19 @@ def _stages(config: PipelineConfig, task_app: str, backend: str, seen: str) -> I
     yield _collected("collect-rollouts", config.collect, first, teacher_url)
     yield Planned("filter-dataset", _filtered(config))
     players = {"random": (random_player(config.environment), seen), "teacher": (config.collect.model, teacher_url)}
-    for label in config.baselines:
+    for label in (name for name in config.baselines if name in players):
         judged = config.evaluate
         if judged.baseline_seeds is not None:
             judged = judged.model_copy(update={"seeds": judged.baseline_seeds, "baseline_seeds": None})
         if label == "teacher":
             judged = judged.model_copy(update={"policy": config.collect.policy})
         yield _judged(label, judged, *players[label], first)
-    yield _tuned("submit-sft", config.sft, backend, first, bool(config.filter.export.validation_share))
+    validated = bool(config.filter.export.validation_share)
+    if "mlp" in config.baselines:
+        yield _tuned("submit-mlp", config.mlp_job, backend, first, validated)
+        judged = config.evaluate.model_copy(update={"policy": MLP_POLICY})
+        yield _judged("mlp", judged, "{model of submit-mlp}", seen, first)
+    yield _tuned("submit-sft", config.sft, backend, first, validated)
     student = "{model of submit-sft}"
     yield _judged("sft", config.evaluate, student, seen, first)
     if config.dagger.rounds:
@@ -266,7 +272,9 @@ def _counted(seeds: SeedRange) -> str:
 
 
 def _limits(config: CollectConfig | EvaluateConfig) -> str:
-    return f"at most {config.max_env_steps} env steps each, {config.concurrency} at once"
+    limits = config.max_env_steps
+    steps = limits if isinstance(limits, int) else " or ".join(map(str, limits))
+    return f"at most {steps} env steps each, {config.concurrency} at once"
 
 
 def _rented(compute: Mapping[str, Any]) -> str:
@@ -364,5 +372,5 @@ def _problems(config: PipelineConfig, task_app_url: str, backend_url: str) -> It
                 yield f"{table}.compute is not set: the hosted backend refuses a job that names no gpu_type."
         if config.promotion is not None:
             yield "promotion: only our own backend keeps the name champion. Leave it out."
-        if "random" in config.baselines:
-            yield 'baselines: only our own backend serves the random player. Set baselines = ["teacher"].'
+        if ours := sorted({"random", "mlp"}.intersection(config.baselines)):
+            yield f'baselines: only our own backend has {" and ".join(ours)}. Set baselines = ["teacher"].'

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from crafter_pipeline import connections
 from crafter_pipeline.clients.task_app import TaskAppClient
 from crafter_pipeline.config import SPREAD, CollectConfig, EvaluateConfig, PolicyConfig, digest_of
+from crafter_pipeline.config.play import DealtSteps, dealt_steps
 from crafter_pipeline.contracts import EnvSpec, EpisodeResult, PolicySpec, RecordSpec, RolloutRequest, RolloutResponse
 from crafter_pipeline.deployment import is_local
 from crafter_pipeline.environments import find_environment
@@ -38,7 +39,7 @@ class EpisodeSpec(BaseModel):
     inference_url: str
     environment: str
     model: str
-    max_env_steps: int
+    max_env_steps: DealtSteps
     env_config: dict[str, Any] = {}
     max_turns: int | None
     """None: as many as env steps."""
@@ -108,14 +109,15 @@ class EpisodeSpec(BaseModel):
 
     def request(self, seed: int) -> RolloutRequest:
         """Body of `POST /rollout`."""
-        turns = min(self.max_turns or self.max_env_steps, self.max_env_steps)  # a turn takes a step at least
+        steps = dealt_steps(self.max_env_steps, seed)
+        turns = min(self.max_turns or steps, steps)  # a turn takes a step at least
         return RolloutRequest(
             run_id=self.run_id(seed),
             mode="eval",
             env=EnvSpec(
                 env_name=find_environment(self.environment).name,
                 seed=seed,
-                config={**self.env_config, "max_env_steps": self.max_env_steps},
+                config={**self.env_config, "max_env_steps": steps},
             ),
             policy=PolicySpec(
                 policy_name=self.environment,

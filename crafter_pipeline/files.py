@@ -43,7 +43,7 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o644) -> Path:
     return path
 
 
-def write_whole(path: Path, content: str, mode: int = 0o644) -> Path:
+def write_whole(path: Path, content: str | bytes, mode: int = 0o644) -> Path:
     """`replace_file` for operators: makes the folder, and a DataError names the path that cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ class CrafterEnv(gymnasium.Env[Any, Any]):
         pixels: uint8 of shape (size, size, 3), crafter's own picture.
         dict: `view` codes of `KINDS` (7, 9), upper row first; `inventory` 0..9 in the order of `ITEMS`; `achievements`
             unlocked ones as 0/1; `facing` index of `DIRECTIONS`; `sleeping`; `daylight` 0..1.
-        sparse, compact, rich, synth: a text.
+        sparse, compact, rich, synth, balrog: a text.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
@@ -48,7 +48,7 @@ class CrafterEnv(gymnasium.Env[Any, Any]):
     def __init__(
         self,
         *,
-        observation: Literal["pixels", "dict", "sparse", "compact", "rich", "synth"] = "pixels",
+        observation: Literal["pixels", "dict", "sparse", "compact", "rich", "synth", "balrog"] = "pixels",
         size: int = 64,
         max_steps: int = 10_000,
         difficulty: str = "normal",

@@ -1,5 +1,5 @@
 """What a model's name says of it: trained (a full id, a job's id, `ft:<job>`, `latest:sft`, `latest:rl`, `champion`),
-built in, tiny."""
+built in, tiny, the baseline."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ CHAMPION = "champion"
 
 TINY = "crafter-tiny"
 """The student that is made here; the name of every model that was trained from it contains this."""
-BUILTIN = re.compile(r"[a-z]+-(expert|random)")
+_STUDENT = re.compile(rf"{TINY}(?:-(\d+)x(\d+))?")
+_USUAL_SIZE = (96, 2)
+MLP = "crafter-mlp"
+"""The baseline: a small network without a language, trained like a student."""
+BUILTIN = re.compile(r"[a-z]+-(expert|random|weak)")
 """Scripted players, which the training backend serves without training."""
+_MLP = re.compile(rf"(?:fft:)?{MLP}(?::.+)?")
 _TRAINED = re.compile(rf"(?:fft|ft|qft|rl|latest):.+|{CHAMPION}|job_\w+")
 
 
@@ -28,3 +33,23 @@ def is_builtin(name: str) -> bool:
 def is_tiny(name: str) -> bool:
     """Whether the name says that the tiny student plays, which reads and answers in a form of its own."""
     return TINY in name
+
+
+def is_student(name: str) -> bool:
+    """Whether the name says that a student of ours plays, the tiny one or the baseline."""
+    return is_tiny(name) or is_mlp(name)
+
+
+def student_size(name: str) -> tuple[int, int] | None:
+    """(hidden units, layers) of a student that is made here, untrained: `crafter-tiny`, or another size as in
+    `crafter-tiny-128x3`; None: no such name. Hidden units go by 32, up to 512; layers up to 12."""
+    found = _STUDENT.fullmatch(name)
+    if found is None:
+        return None
+    hidden, layers = (int(found[1]), int(found[2])) if found[1] else _USUAL_SIZE
+    return (hidden, layers) if hidden in range(32, 513, 32) and layers in range(1, 13) else None
+
+
+def is_mlp(name: str) -> bool:
+    """Whether the name says that the baseline network plays, trained or to be trained."""
+    return _MLP.fullmatch(name) is not None

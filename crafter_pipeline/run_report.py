@@ -57,7 +57,7 @@ def report_of(run: Run, error: BaseException | None = None) -> RunReport:
         status=status,
         created_at=time.time(),
         config=run.config.model_dump(mode="json"),
-        stages=[Stage(*s) for s in run.stages],
+        stages=[Stage(*s, compute=models[s[0]].compute if s[0] in models else None) for s in run.stages],
         evaluations=evaluations,
         comparisons=comparisons,
         dataset=manifest,
@@ -89,7 +89,7 @@ def _record(stage: str, model: TrainedModel, outputs: Mapping[str, Any], rl: RlC
             facts |= {"student_episodes": played.episodes, "student_achievements": played.mean_achievements}
         if isinstance(rows, DatasetManifest):
             facts |= {"dataset": rows.path, "rows": rows.rows, "labels": rows.labels, "label_usage": rows.label_usage}
-    return ModelRecord(model.id, model.parent, model.dataset_sha256, facts)
+    return ModelRecord(model.id, model.parent, model.dataset_sha256, facts, model.compute)
 
 
 def keep_evaluation(evaluation: Evaluation, folder: Path) -> Path:

@@ -52,22 +52,27 @@ def profiles() -> dict[str, Path]:
 
 def read_profile(name: str, overrides: Iterable[str] = ()) -> PipelineConfig:
     """The profile's config with `key=value` overrides on top. ConfigError names the nearest profile."""
+    return parse_config(PipelineConfig, apply_overrides(profile_tables(name), overrides), f"profile {name}")
+
+
+def profile_tables(name: str) -> dict[str, Any]:
+    """What a profile says, as data. ConfigError names the nearest profile."""
     known = profiles()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}."
         raise ConfigError(f"There is no profile {name!r} in {project_root() / 'configs' / 'profiles'}; {hint}")
-    return _read(known[name], overrides, f"profile {name}")
+    return _tables(known[name])
 
 
-def _read(path: Path, overrides: Iterable[str], source: str) -> PipelineConfig:
-    """A file with overrides on top; an address that it names gives way to the environment's, not to an override's."""
+def _tables(path: Path) -> dict[str, Any]:
+    """A file's tables; an address that it names gives way to the environment's, not to an override's."""
     data, settings = load_toml(path), load_settings()
     for table, name in (("task_app", "task_app_url"), ("backend", "backend_base_url")):
         said_by = settings.place_of(name)
         if said_by not in (None, str(user_config_file())) and isinstance(data.get(table), dict):
             data[table].pop("url", None)
-    return parse_config(PipelineConfig, apply_overrides(data, overrides), source)
+    return data
 
 
 def resolve_config(
@@ -79,7 +84,7 @@ def resolve_config(
             raise ConfigError(
                 f"{config}: no such config file. Name a TOML file, or a profile: --profile {' | '.join(profiles())}."
             )
-        return _read(config, overrides, str(config))
+        return parse_config(PipelineConfig, apply_overrides(_tables(config), overrides), str(config))
     if config is not None:
         data = apply_overrides(config.model_dump(mode="json"), overrides)
         return parse_config(PipelineConfig, data, "config")
@@ -87,6 +92,15 @@ def resolve_config(
 
 
 # --------------------------------------------------------------------------- the folder
+
+
+def numbered_folder(root: Path, stem: str, *, fresh: bool) -> Path:
+    """The newest of `stem`, `stem-2`, `stem-3`, … in `root`; the first one if there is none; `fresh`: the next one."""
+    taken = [1] if (root / stem).exists() else []
+    tails = [p.name.removeprefix(f"{stem}-") for p in root.glob(f"{stem}-*")]
+    taken += [int(t) for t in tails if t.isdigit()]
+    number = max(taken, default=0) + 1 if fresh else max(taken, default=1)
+    return root / (stem if number == 1 else f"{stem}-{number}")
 
 
 class Run:
@@ -102,12 +116,7 @@ class Run:
     @classmethod
     def find(cls, root: Path, config: PipelineConfig, *, fresh: bool = False) -> Run:
         """The newest run of this config, or a new one if there is none or `fresh` is asked."""
-        stem = f"{config.name}-{config.digest()}"
-        taken = [1] if (root / stem).exists() else []
-        tails = [p.name.removeprefix(f"{stem}-") for p in root.glob(f"{stem}-*")]
-        taken += [int(t) for t in tails if t.isdigit()]
-        number = max(taken, default=0) + 1 if fresh else max(taken, default=1)
-        return cls(root / (stem if number == 1 else f"{stem}-{number}"), config)
+        return cls(numbered_folder(root, f"{config.name}-{config.digest()}", fresh=fresh), config)
 
     @property
     def id(self) -> str:

@@ -30,6 +30,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from crafter_pipeline.environments import ENVIRONMENTS
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.model_names import TINY as TINY
+from crafter_pipeline.model_names import student_size
 
 TINY_CONTEXT = 16_384
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -191,13 +192,13 @@ def load_chat_tokenizer(source: str) -> ChatTokenizer:
     """Tokenizer and template of a model.
 
     Args:
-        source: `crafter-tiny`, a model's folder (an adapter's too), or the name of a model in the local cache of the
-            hub. Nothing is downloaded.
+        source: `crafter-tiny` of any size, a model's folder (an adapter's too), or the name of a model in the local
+            cache of the hub. Nothing is downloaded.
 
     Raises:
         DataError: there is none; the message says what would help.
     """
-    if source == TINY:
+    if student_size(source):
         variables = {"eos_token": TURN_END, "pad_token": END_OF_TEXT}
         return ChatTokenizer(tiny_tokenizer(), chat_template(), variables=variables, context=TINY_CONTEXT)
     found = _FolderFiles(source) if Path(source).is_dir() else _CachedFiles(source)

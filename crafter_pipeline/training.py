@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from crafter_pipeline.clients.backend import BackendClient, JobEvent, JobMetric
 from crafter_pipeline.clients.payloads import rl_payload, sft_payload
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig, digest_of
+from crafter_pipeline.contracts import Compute
 from crafter_pipeline.dataset.manifest import DatasetManifest, SplitFile
 from crafter_pipeline.errors import BackendError, JobFailed
 from crafter_pipeline.progress import ETA, SHOWN_METRICS, progress
@@ -223,6 +224,8 @@ class TrainedModel(_Plain):
     curves: dict[str, list[tuple[int, float]]] = {}
     """Metric -> (training step, value)."""
     warnings: list[str] = []
+    compute: Compute | None = None
+    """What its job used up; None: the backend does not tell."""
 
     @property
     def in_words(self) -> str:

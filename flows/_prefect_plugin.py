@@ -28,6 +28,7 @@ OUR_NAMES = frozenset(
         "promote",
         "rollback",
         "nightly-eval",
+        "sweep",
         "alert",
     )
 )

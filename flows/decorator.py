@@ -7,6 +7,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from prefect import Flow
 from prefect.context import FlowRunContext
+from prefect.exceptions import MissingResult
 
 from flows.results import RESULTS
 
@@ -35,9 +36,16 @@ class PartFlow(Flow[P, R]):
     over its stored result. Our flows leave out what is done already, so that a call may come in another's place: the
     evaluation of one model would be told as that of the next. As a subflow, therefore, a flow stores no result and is
     begun anew; its tasks find what has been done.
+
+    On a busy server the answer to the last word of such a run can get lost. Prefect asks again, and reads a state
+    without the result (MissingResult), though nothing went wrong: then the part is begun once more, and finds all done.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if FlowRunContext.get() is None:
             return super().__call__(*args, **kwargs)
-        return self.with_options(persist_result=False)(*args, **kwargs)
+        part = self.with_options(persist_result=False)
+        try:
+            return part(*args, **kwargs)
+        except MissingResult:
+            return part(*args, **kwargs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from prefect.runtime import flow_run
 
-from crafter_pipeline.config import EvaluateConfig, PipelineConfig
+from crafter_pipeline.config import MLP_POLICY, EvaluateConfig, PipelineConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.progress import progress
@@ -76,6 +76,7 @@ def crafter_pipeline(
         dataset = run.stage("filter-dataset", filter_dataset, cfg.filter, traces=run.traces, out=run.dataset)
         judge.baselines()
         files = TrainingFiles.of(dataset)
+        judge_mlp(run, files, judge, trains)
         tuned = run.stage("submit-sft", submit_sft, cfg.sft, *files.hashes, **files.places, **trains)
         judge("sft", tuned.id)
         taught = taught_by_dagger(run, at, tuned, dataset, judge, approve)
@@ -84,6 +85,13 @@ def crafter_pipeline(
         judge("rl", improved.id)
         promoted(run, at, improved, judge)
     return told(str(run.folder), judge.not_played | collected.failed, journey(judge.made, run.seconds))
+
+
+def judge_mlp(run: Run, files: TrainingFiles, judge: Judge, trains: Mapping[str, Any]) -> None:
+    """Train the baseline network on the student's rows, where it is asked for, and judge it as `mlp`."""
+    if "mlp" in run.config.baselines:
+        network = run.stage("submit-mlp", submit_sft, run.config.mlp_job, *files.hashes, **files.places, **trains)
+        judge("mlp", network.id)
 
 
 def taught_by_dagger(
@@ -130,10 +138,11 @@ class Judge:
         """Seed -> who did not play it."""
 
     def baselines(self) -> None:
-        """Evaluate those who are to be compared with the student."""
+        """Evaluate those who are to be compared with the student and need no training."""
         players = {"random": random_player(self._config.environment), "teacher": self._config.collect.model}
         for label in self._config.baselines:
-            self(label, players[label], baseline=True)
+            if label in players:
+                self(label, players[label], baseline=True)
 
     def __call__(self, label: str, model: str, *, baseline: bool = False) -> Evaluation:
         """Evaluate a model on the run's held-out seeds, a baseline on its share of them."""
@@ -141,6 +150,8 @@ class Judge:
         table = dict(self.table)
         if baseline and config.baseline_seeds is not None:
             config = _with(config, seeds=config.baseline_seeds, baseline_seeds=None)
+        if label == "mlp":
+            config = _with(config, policy=MLP_POLICY)
         if label == "teacher":  # is asked as it was when it taught
             config = _with(config, policy=self._config.collect.policy)
             table["inference_url"] = self._config.collect.inference_url or table["inference_url"]

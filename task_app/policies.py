@@ -100,6 +100,11 @@ class Policy(BaseModel):
         return not self.use_tools and self.observation == "sparse"
 
     @cached_property
+    def is_balrog(self) -> bool:
+        """Whether the prompt is BALROG's: its words of the game ask for one action, as text."""
+        return not self.use_tools and self.observation == "balrog" and self.max_actions_per_turn == 1
+
+    @cached_property
     def shows_picture(self) -> bool:
         """Whether a user message holds a picture."""
         return self.observation in ("image", "image-only")

@@ -36,6 +36,8 @@ class Played:
     rollout: Rollout
     final_observation: str
     shaper: Shaper | None
+    unlocked_at: dict[str, int]
+    """Achievement -> env step, from 1."""
     details: dict[str, Any]
     """The environment's own facts of the result."""
     not_applied: Mapping[str, str]
@@ -104,7 +106,7 @@ async def play(
         tools=tools,
         metadata=_metadata(plan, not_applied),
     )
-    return Played(rollout, course.observation, course.shaper, course.episode.details, not_applied)
+    return Played(rollout, course.observation, course.shaper, course.unlocked_at, course.episode.details, not_applied)
 
 
 def _not_told(plan: Plan, turns: Sequence[Turn]) -> dict[str, str]:
@@ -152,6 +154,7 @@ class _Course:
         self.turns: list[Turn] = []
         self.env_steps = 0
         self.total_reward = 0.0
+        self.unlocked_at: dict[str, int] = {}
 
     async def run(self, prompter: Prompter, chat: ChatClient) -> StopReason:
         """Take turns until there is a reason to stop."""
@@ -218,6 +221,9 @@ class _Course:
         if answer.unknown:
             info["unknown_actions"] = list(answer.unknown)
         observation, self.observation = self.observation, self.episode.observe(self._style)
+        if unlocked:
+            for number, step in enumerate(steps, start=self.env_steps + 1):
+                self.unlocked_at.update((name, number) for name in step.unlocked)
         self.env_steps += len(steps)
         self.total_reward += reward
         self.turns.append(
@@ -269,6 +275,7 @@ def answer_of(plan: Plan, played: Played) -> bytes:
     url = with_cid(plan.policy.inference_url, plan.correlation_id)
     details: dict[str, Any] = {
         "achievements": rollout.achievements,
+        "unlocked_at": played.unlocked_at,
         "env_steps": rollout.env_steps,
         "stop_reason": rollout.stop_reason,
         "turn_rewards": [turn.reward for turn in turns],

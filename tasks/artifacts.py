@@ -18,9 +18,10 @@ from crafter_pipeline.dataset.card import card_markdown, funnel_rows
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected
 from crafter_pipeline.evaluation import Evaluation
+from crafter_pipeline.learning_curves import FILE
 from crafter_pipeline.links import run_folder
 from crafter_pipeline.model_names import is_trained
-from crafter_pipeline.report import RunReport, evaluation_markdown, headline, job_markdown, run_markdown
+from crafter_pipeline.report import RunReport, evaluation_markdown, headline, job_markdown, run_markdown, text
 from crafter_pipeline.report.markdown import code, files_markdown, place_markdown, safe
 from crafter_pipeline.report.rollouts import collected_markdown, world_rows
 from crafter_pipeline.report.validation import validation_markdown
@@ -118,6 +119,7 @@ def publish_model_artifact(model: TrainedModel, kind: str) -> None:
     lines = [
         f"## {code(model.id)}",
         f"From {code(model.parent)} by job {code(model.job_id)}; {data}.",
+        *([] if model.compute is None else [f"Its training took {text.compute(model.compute)}."]),
         *(f"> **Warning.** {safe(warning)}" for warning in model.warnings),
         job_markdown(kind, model.curves),
     ]
@@ -129,7 +131,8 @@ def publish_model_artifact(model: TrainedModel, kind: str) -> None:
 @task(retries=2, retry_delay_seconds=1, cache_policy=NO_CACHE)
 def publish_report_artifact(report: RunReport, folder: str) -> None:
     """The whole run on one page, with what came from what and an episode, and where its files are."""
-    files = files_markdown(Path(folder), ("report.html", "report.json", "dataset", "traces", "evaluations", "logs"))
+    names = ("report.html", "report.json", FILE, "dataset", "traces", "evaluations", "logs")
+    files = files_markdown(Path(folder), names)
     create_markdown_artifact(
         f"{files}\n\n{run_markdown(report)}",
         key="report",

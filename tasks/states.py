@@ -35,10 +35,10 @@ def told(result: T, failed: Mapping[int, str] | None = None, says: str | None = 
 def journey(evaluations: Iterable[Evaluation], seconds: float) -> str:
     """A run in one line, e.g. "succeeded in 14 min: random 1.46 → sft 5.87 → rl 6.66 achievements (teacher 12.0)"."""
     means = {e.label: f"{e.mean_achievements:.2f}" for e in evaluations}
-    teacher = f" (teacher {means.pop('teacher')})" if "teacher" in means else ""
+    beside = [f"{label} {means.pop(label)}" for label in ("teacher", "mlp") if label in means]
     lasted = f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
     players = " → ".join(f"{label} {mean}" for label, mean in means.items())
-    return f"succeeded in {lasted}: {players} achievements{teacher}"
+    return f"succeeded in {lasted}: {players} achievements" + (f" ({', '.join(beside)})" if beside else "")
 
 
 def _seeds(seeds: list[int]) -> str:

@@ -71,6 +71,7 @@ def await_job(
         dataset_sha256=job.dataset_sha256,
         curves=curves(client, job_id),
         warnings=warnings,
+        compute=client.job(job_id).compute,
     )
 
 

@@ -1,11 +1,11 @@
 """The training service: files, jobs, models, events, inference. No torch here.
 
     GET  /livez                                     open: the process answers
-    GET  /health                                    open: {"healthy", "status", "auth"}
+    GET  /health                                    open: {"healthy", "status", "auth", "slots": jobs at once}
 
 Inference (OpenAI's shape), under /v1 and /api/inference/v1:
 
-    POST /v1/chat/completions, /v1/completions      built-ins answer here, models with weights in the inference child
+    POST /v1/chat/completions, /v1/completions      built-ins and networks answer here, other models in the child
     GET  /v1/models, /v1/models/{id}
 
 The same behind a URL of one rollout, whose calls are captured token by token (train_app.routes.rollout_sessions):
@@ -151,7 +151,12 @@ def make_app(
     async def livez() -> dict[str, str]:
         return {"status": "ok"}
 
-    health = {"healthy": True, "status": "ok", "auth": {"required": api_key is not None}}
+    health = {
+        "healthy": True,
+        "status": "ok",
+        "auth": {"required": api_key is not None},
+        "slots": supervisor.slots.count,
+    }
     for path in ("/health", "/api/health", "/api/v1/health"):
         app.add_api_route(path, lambda: health, methods=["GET"])
 

@@ -12,17 +12,18 @@ from fastapi import HTTPException
 
 from crafter_pipeline.config import RlConfig
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.model_names import is_mlp
 from crafter_pipeline.tokens import TINY
 from train_app.answers import error_body, iso
 from train_app.builtin import builtin_models
-from train_app.cards import lineage, stand_in
+from train_app.cards import compute_view, lineage, stand_in
 from train_app.champion import reigns
 from train_app.jobs import ALIASES, JOB_ID, PREFIXES, File, Job, JobStore, Kind, Model
 from train_app.model_shapes import Shape, is_at_hand, shape_of
 from train_app.planning import refuse_what_cannot_fit
 from train_app.specs import RlSpec, SftSpec, read_rl, read_sft
 from train_app.specs.base import as_table, first
-from train_app.supervisor import Supervisor, too_many_gpus
+from train_app.supervisor import Supervisor, missing_package, too_many_gpus
 
 MODEL_NAME = re.compile(rf"(?:{'|'.join(PREFIXES)}):.*|latest:.*|{'|'.join(ALIASES)}|{JOB_ID.pattern}")
 """Names that can only mean a trained model."""
@@ -70,6 +71,13 @@ class Backend:
             raise ConfigError(f"{name} is a script without weights; take {TINY}, a folder or a hub name.")
         return name
 
+    def language_model(self, name: str) -> str:
+        """The same for training that samples text. ConfigError when the model is none that does."""
+        found = self.start_model(name)
+        if is_mlp(found):
+            raise ConfigError(f"{found} answers with actions, not with tokens: it can be fine-tuned, nothing else.")
+        return found
+
     def pinned_teacher(self, config: RlConfig) -> RlConfig:
         """The config with the teacher that the worker loads by its full id; one at `teacher_url` stays as named.
 
@@ -78,7 +86,7 @@ class Backend:
         if config.teacher is None or config.teacher_url is not None:
             return config
         try:
-            name = self.start_model(config.teacher)
+            name = self.language_model(config.teacher)
         except ConfigError as e:
             raise ConfigError(f"data.config.training.teacher: {e}") from None
         weights = self.store.weights_of(name, self.aliases)
@@ -119,6 +127,8 @@ class Backend:
             named = data["validation_files"][0]
         validation = self._file("validation_files", named)
         source = self.start_model(payload["model"])
+        if is_mlp(source) and (hint := missing_package(source)) is not None:
+            raise ConfigError(hint)
         config, not_applied = read_sft({**payload, "model": source}, self.supervisor.slots.gpus)
         if (shape := self._stand_in_shape(source)) is not None and (shape.context or 0) > config.sequence_length:
             config = config.model_copy(update={"sequence_length": shape.context})
@@ -145,7 +155,7 @@ class Backend:
             return before, False
         # one published client sends the job's data without the table around it
         values = read_rl(payload if "data" in payload else {**payload, "data": payload})
-        source = values["source"] = self.start_model(values["source"])
+        source = values["source"] = self.language_model(values["source"])
         values["config"] = self.pinned_teacher(values["config"])
         spec = RlSpec(**{"tags": tags_of(payload), **values}, aliases=self.aliases)
         return self._add("rl", source, spec, payload, key, ready=True)
@@ -217,6 +227,7 @@ class Backend:
             "fine_tuned_model": job.model_id,
             "error": job.error,
             "attempts": job.attempts,
+            "compute": compute_view(self.store, job.id),
             "cancel_requested": job.cancel_requested,
             "training_file_id": job.request.get("training_file_id"),
             "dataset_sha256": spec.get("training_file_sha256"),
@@ -254,6 +265,7 @@ class Backend:
             "metrics": model.metrics,
             "config": model.config,
             "facts": model.facts,
+            "compute": compute_view(self.store, model.job_id),
             "path": model.path,
             "owner": "local",
             "inference_url": f"{self.public_url}/v1" if self.public_url else None,

@@ -24,6 +24,8 @@ from crafter_pipeline.scripted import CrafterPlayer, MathPlayer, NoObservation, 
 CONVERSATIONS = 4096
 IDLE_SECONDS = 1800.0
 RANDOM_NUMBERS = 200
+ERRORS_IN_TEN = 3
+"""Turns in which `crafter-weak` errs."""
 
 
 class Model(Protocol):
@@ -68,7 +70,7 @@ class ExpertModel:
 
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """The expert's action and its reason. NoObservation when the messages hold none."""
-        view = view_of(_messages(body))
+        view = view_of(messages_of(body))
         with self._lock:  # the expert is plain Python: threads would gain nothing
             return self._conversation(conversation_of(body)).player.act(view)
 
@@ -87,6 +89,20 @@ class ExpertModel:
         return talk
 
 
+class WeakExpertModel(ExpertModel):
+    """`crafter-weak`: the expert, but in three turns of ten it does something else than it thinks.
+
+    A teacher whose demonstrations hold errors: what it answers is what is done and what a trace keeps. Whether it errs
+    and what it does then, one of all actions, is decided by the conversation's name and the turn alone.
+    """
+
+    def decide(self, body: Mapping[str, Any]) -> Decision:
+        """The expert's reason, and its action or a random one. NoObservation when the messages hold none."""
+        decision = super().decide(body)
+        errs, action = divmod(drawn(body, view_of(messages_of(body)).step) % (10 * len(ACTIONS)), len(ACTIONS))
+        return Decision(ACTIONS[action], decision.thought) if errs < ERRORS_IN_TEN else decision
+
+
 class RandomModel:
     """`crafter-random`: a uniform action, decided by the conversation's name and the turn alone."""
 
@@ -95,10 +111,10 @@ class RandomModel:
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """An action; equal conversations get equal ones."""
         try:
-            turn = parse(last_text(_messages(body))).step
+            turn = parse(last_text(messages_of(body))).step
         except ValueError:  # another client's observations: count its turns
-            turn = sum(m.get("role") == "assistant" for m in _messages(body))
-        return Decision(ACTIONS[_drawn(body, turn, len(ACTIONS))], "")
+            turn = sum(m.get("role") == "assistant" for m in messages_of(body))
+        return Decision(ACTIONS[drawn(body, turn) % len(ACTIONS)], "")
 
 
 class MathExpertModel:
@@ -108,7 +124,7 @@ class MathExpertModel:
 
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """The solution."""
-        return MathPlayer().decide(_messages(body))
+        return MathPlayer().decide(messages_of(body))
 
 
 class MathRandomModel:
@@ -118,8 +134,8 @@ class MathRandomModel:
 
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """A number; equal conversations get equal ones."""
-        turn = sum(m.get("role") == "assistant" for m in _messages(body))
-        return Decision(str(_drawn(body, turn, RANDOM_NUMBERS)), "")
+        turn = sum(m.get("role") == "assistant" for m in messages_of(body))
+        return Decision(str(drawn(body, turn) % RANDOM_NUMBERS), "")
 
 
 def builtin_models() -> dict[str, Model]:
@@ -127,14 +143,16 @@ def builtin_models() -> dict[str, Model]:
     return {
         "crafter-expert": ExpertModel(),
         "crafter-random": RandomModel(),
+        "crafter-weak": WeakExpertModel(),
         "math-expert": MathExpertModel(),
         "math-random": MathRandomModel(),
     }
 
 
-def _drawn(body: Mapping[str, Any], turn: int, below: int) -> int:
+def drawn(body: Mapping[str, Any], turn: object) -> int:
+    """A number below 2**64, decided by the conversation's name and the turn alone."""
     digest = hashlib.blake2b(f"{conversation_of(body)}\0{turn}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % below
+    return int.from_bytes(digest)
 
 
 def conversation_of(body: Mapping[str, Any]) -> str:
@@ -142,7 +160,7 @@ def conversation_of(body: Mapping[str, Any]) -> str:
     user = body.get("user")
     if isinstance(user, str) and user:
         return user
-    first = next((m for m in _messages(body) if m.get("role") == "user"), {})
+    first = next((m for m in messages_of(body) if m.get("role") == "user"), {})
     return hashlib.blake2b(text_of(first.get("content")).encode(), digest_size=16).hexdigest()
 
 
@@ -182,7 +200,7 @@ def _completion(name: str, model: Model, body: Mapping[str, Any]) -> dict[str, A
         message["reasoning_content"] = reply.thinking
     if reply.tool_calls:
         message["tool_calls"] = list(reply.tool_calls)
-    prompt_tokens = sum(len(text_of(m.get("content"))) for m in _messages(body)) // 4
+    prompt_tokens = sum(len(text_of(m.get("content"))) for m in messages_of(body)) // 4
     answer_tokens = 1 + len(decision.thought.split())
     return {
         "id": f"chatcmpl-{secrets.token_hex(8)}",
@@ -198,7 +216,8 @@ def _completion(name: str, model: Model, body: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _messages(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def messages_of(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """The messages of a request. NoObservation when it has none."""
     messages = body.get("messages")
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise NoObservation(

@@ -52,6 +52,7 @@ def model_document(store: JobStore, model: Model) -> dict[str, Any]:
         "created_at": datetime.fromtimestamp(model.created_at, UTC).isoformat(timespec="seconds"),
         "metrics": model.metrics,
         "facts": model.facts,
+        "compute": compute_view(store, model.job_id),
         "config": model.config,
         "not_applied": job.spec.get("not_applied") or {},
     }
@@ -83,12 +84,21 @@ def model_card(store: JobStore, model: Model) -> str:
     lines.append("")
     for title, table in (
         ("How it was made", known["facts"]),
+        ("What it cost", known["compute"] or {}),
         ("Last numbers of the training", known["metrics"]),
         ("Configuration", known["config"]),
         ("Asked for, but without effect here", known["not_applied"]),
     ):
         lines += _table(title, table)
     return "\n".join(lines)
+
+
+def compute_view(store: JobStore, job_id: str) -> dict[str, Any] | None:
+    """What a job has used up, as clients read it (`contracts.Compute`); None: its worker has not told yet."""
+    used = store.compute(job_id)
+    if used is None:
+        return None
+    return {key: round(value, 3) if isinstance(value, float) else value for key, value in used.to_json().items()}
 
 
 def write_card(store: JobStore, model: Model, folder: Path) -> None:

@@ -57,7 +57,16 @@ CREATE TABLE alias_moves (
 """
 """Names that move from model to model: every move, and what a rollback goes back to."""
 
-MIGRATIONS = (_FIRST, _RECORDS, _ALIASES)
+_COMPUTE = """
+CREATE TABLE job_compute (
+  job_id TEXT NOT NULL REFERENCES jobs (id), attempt INTEGER NOT NULL, process INTEGER NOT NULL,
+  wall_seconds REAL NOT NULL, cpu_seconds REAL NOT NULL, gpu_seconds REAL NOT NULL, tokens INTEGER NOT NULL,
+  episodes INTEGER, turns INTEGER, PRIMARY KEY (job_id, attempt, process)
+) STRICT, WITHOUT ROWID;
+"""
+"""What each process of each worker has used up, as it told last."""
+
+MIGRATIONS = (_FIRST, _RECORDS, _ALIASES, _COMPUTE)
 
 
 def migrate(db: sqlite3.Connection) -> None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from crafter_pipeline.contracts import Compute
 from crafter_pipeline.promotion import CHAMPION
 from train_app.job_schema import migrate
 
@@ -550,6 +551,46 @@ class JobStore:
             attempt,
         )
         return [Metric(r["name"], r["step"], r["value"], r["phase"], r["created_at"], r["attempt"]) for r in rows]
+
+    # ------------------------------------------------------------------ what it costs
+
+    def set_compute(self, job_id: str, attempt: int, used: Compute, process: int = 0) -> None:
+        """What a process of a worker has used up since it started; replaces what it told before.
+
+        Args:
+            process: Of several of one worker, counted from 0.
+        """
+        with self._lock:
+            self._db.execute(
+                "INSERT OR REPLACE INTO job_compute (job_id, attempt, process, wall_seconds, cpu_seconds, gpu_seconds, "
+                "tokens, episodes, turns) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    job_id,
+                    attempt,
+                    process,
+                    used.wall_seconds,
+                    used.cpu_seconds,
+                    used.gpu_seconds,
+                    used.tokens,
+                    used.episodes,
+                    used.turns,
+                ),
+            )
+
+    def compute(self, job_id: str) -> Compute | None:
+        """What the job has used up: seconds of all its workers, tokens as far as any of them got; None: not told yet.
+
+        A worker that was killed counts until its last heartbeat.
+        """
+        row = self._one(
+            "SELECT sum(longest) AS wall_seconds, sum(cpu) AS cpu_seconds, sum(gpu) AS gpu_seconds, "
+            "max(tokens) AS tokens, max(episodes) AS episodes, max(turns) AS turns "
+            "FROM (SELECT max(wall_seconds) AS longest, sum(cpu_seconds) AS cpu, sum(gpu_seconds) AS gpu, "
+            "max(tokens) AS tokens, max(episodes) AS episodes, max(turns) AS turns "
+            "FROM job_compute WHERE job_id = ? GROUP BY attempt)",
+            job_id,
+        )
+        return None if row["wall_seconds"] is None else Compute(**dict(row))
 
     # ------------------------------------------------------------------ files and models
 

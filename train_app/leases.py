@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from crafter_pipeline.contracts import Compute
 from train_app.jobs import JobStore, Model
 
 
@@ -39,6 +40,11 @@ class Lease:
         """The worker lives."""
         if not self._store.heartbeat(self._job_id, self.attempt):
             raise self._lost()
+
+    def compute(self, used: Compute, process: int = 0) -> None:
+        """What a process of this worker has used up so far, see `JobStore.set_compute`."""
+        with self._held():
+            self._store.set_compute(self._job_id, self.attempt, used, process)
 
     def event(self, kind: str, message: str, data: Mapping[str, Any] | None = None, level: str = "info") -> int:
         """Append to the job's events; returns the seq."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crafter_pipeline.tokens import TINY, TINY_CONTEXT, tiny_tokenizer
+from crafter_pipeline.model_names import student_size
+from crafter_pipeline.tokens import TINY_CONTEXT, tiny_tokenizer
 from train_app.adapters import base_of, is_adapter
 
 
@@ -62,11 +63,18 @@ class Shape:
         return self.layers * rank * sum(sizes[: len(targets)] if targets else sizes)
 
 
+def student_shape(hidden: int, layers: int) -> Shape:
+    """A student that is made here: Qwen3's proportions, heads of 32, at least four of them."""
+    heads = max(4, hidden // 64 * 2)
+    words = tiny_tokenizer().get_vocab_size()
+    return Shape(layers, hidden, 3 * hidden, heads, heads // 2, 32, words, tied=True, context=TINY_CONTEXT)
+
+
 def shape_of(source: str) -> Shape | None:
     """The shape of `crafter-tiny`, a folder (an adapter's base), a GGUF file or a model in the hub's cache; None: its
     files do not say it in words that are known here."""
-    if source == TINY:
-        return Shape(2, 96, 288, 4, 2, 32, tiny_tokenizer().get_vocab_size(), tied=True, context=TINY_CONTEXT)
+    if (size := student_size(source)) is not None:
+        return student_shape(*size)
     if is_adapter(source):
         return shape_of(base_of(source))
     if source.endswith(".gguf"):
@@ -83,7 +91,11 @@ def shape_of(source: str) -> Shape | None:
 def is_at_hand(source: str) -> bool:
     """Whether anything lies at `source`, named as for `shape_of`; its weights are not looked at."""
     folder, colon, name = source.rpartition(":") if source.endswith(".gguf") else ("", "", source)
-    return source == TINY or (Path(folder, name) if colon else Path(source)).exists() or _cached(source) is not None
+    return (
+        student_size(source) is not None
+        or (Path(folder, name) if colon else Path(source)).exists()
+        or _cached(source) is not None
+    )
 
 
 def shape_in(config: Mapping[str, Any]) -> Shape | None:

@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from crafter_pipeline.model_names import is_mlp
 from crafter_pipeline.processes import PARENT_VARIABLE, free_port, stop_process, tail_of
 from train_app.checkpoints import checkpoints_folder, remove_half_written, whole_checkpoints
 from train_app.endings import ending, oom_kills, probable_cause
@@ -33,7 +34,6 @@ SILENT_SECONDS = 120.0
 GRACE_SECONDS = 6.0
 LINGER_SECONDS = 60.0
 """A worker may take so long to leave once its job has ended."""
-INSTALL_HINT = "This installation cannot train: torch is missing. Run: pip install 'crafter-pipeline[train]'"
 
 log = logging.getLogger(__name__)
 WorkerCommand = Callable[[Job, Path], Sequence[str]]
@@ -49,12 +49,22 @@ def too_many_gpus(count: int, slots: SlotPool) -> str:
     return f"gpus: the job asks for {count} GPUs, this backend has {slots.gpus}. Ask for fewer."
 
 
+def missing_package(base_model: str) -> str | None:
+    """Why this installation cannot train such a model; None: it can, as far as its packages go."""
+    module, name, extra = ("sklearn", "scikit-learn", "baseline") if is_mlp(base_model) else ("torch", "torch", "train")
+    if importlib.util.find_spec(module) is not None:
+        return None
+    return (
+        f"This installation cannot train {base_model}: {name} is missing. Run: pip install 'crafter-pipeline[{extra}]'"
+    )
+
+
 def worker_command(job: Job, data_dir: Path) -> list[str]:
-    """The real worker: `python -m train_app.workers.<sft|rl> --data-dir DIR --job JOB --attempt N`.
+    """The real worker: `python -m train_app.workers.<sft|rl|mlp> --data-dir DIR --job JOB --attempt N`.
 
     SFT on several GPUs is a process per GPU, by `accelerate launch`; RL has its further GPUs for sampling.
     """
-    worker = ["-m", f"train_app.workers.{job.kind}"]
+    worker = ["-m", f"train_app.workers.{'mlp' if is_mlp(job.base_model) else job.kind}"]
     options = ["--data-dir", str(data_dir), "--job", job.id, "--attempt", str(job.attempts)]
     processes = slots_of(job)
     if job.kind != "sft" or processes == 1:
@@ -72,7 +82,7 @@ class Supervisor:
     """Runs queued jobs.
 
     Args:
-        command: What to run for a job; the default checks first that torch is installed.
+        command: What to run for a job; the default checks first that what it needs is installed.
         slots: What jobs run on; default: this machine's, see `slots.find_slots`.
         restarts: Workers after the first that get no further, per job.
         poll_seconds: Between looks at queue, workers and cancel requests.
@@ -138,8 +148,8 @@ class Supervisor:
         job = self._store.next_in_queue()
         if job is None:
             return False
-        if self._command is None and importlib.util.find_spec("torch") is None:
-            return self._store.set_status(job.id, "failed", INSTALL_HINT)
+        if self._command is None and (hint := missing_package(job.base_model)) is not None:
+            return self._store.set_status(job.id, "failed", hint)
         if not self.slots.fits(slots_of(job)):  # made when the machine had more
             return self._store.set_status(job.id, "failed", too_many_gpus(slots_of(job), self.slots))
         slots = self.slots.take(slots_of(job))

@@ -14,8 +14,10 @@ from cyclopts import App, CycloptsError, Parameter
 from crafter_pipeline import __version__
 from crafter_pipeline.cli.choices import ExplainConfig
 from crafter_pipeline.cli.common import AsJson, EnvFiles, Overrides, use_env_files
+from crafter_pipeline.cli.curves import curves
 from crafter_pipeline.cli.dataset import dataset, export, filter_
 from crafter_pipeline.cli.eval import eval_
+from crafter_pipeline.cli.eval_table import eval_table
 from crafter_pipeline.cli.files import files
 from crafter_pipeline.cli.judge import judge
 from crafter_pipeline.cli.models import models
@@ -24,6 +26,7 @@ from crafter_pipeline.cli.rollout import rollout
 from crafter_pipeline.cli.serving import backend, deploy, modal_serve, serve
 from crafter_pipeline.cli.setup import setup
 from crafter_pipeline.cli.status import status
+from crafter_pipeline.cli.sweep import sweep
 from crafter_pipeline.cli.task_app import task_app as task_app_commands
 from crafter_pipeline.cli.traces import traces
 from crafter_pipeline.cli.train import train
@@ -45,10 +48,12 @@ app.command(modal_serve)
 app.command(backend)
 app.command(rollout)
 app.command(eval_, name="eval")
+app.command(eval_table)
 app.command(export)
 app.command(filter_, name="filter")
 app.command(train)
 app.command(status)
+app.command(curves)
 app.command(files)
 app.command(models)
 app.command(judge)
@@ -56,6 +61,7 @@ app.command(task_app_commands)
 app.command(traces)
 app.command(dataset)
 app.command(plan)
+app.command(sweep)
 
 
 @app.command

@@ -120,6 +120,8 @@ class RowOptions:
     """chat (default), completion, or conversation: all turns of a rollout in one row."""
     thinking: str | None = None
     """keep (default), strip, or separate: apart as reasoning_content."""
+    thinking_share: float | None = None
+    """Share of the world seeds whose rows keep their thoughts."""
     images: str | None = None
     """data_url (default), or files beside the rows."""
     duplicates: str | None = None

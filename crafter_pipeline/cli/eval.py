@@ -20,6 +20,7 @@ from crafter_pipeline.errors import INTERRUPTED, PARTIAL, ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from crafter_pipeline.evaluation import Evaluation
     from crafter_pipeline.evaluation.match import Match, MatchPlan
     from crafter_pipeline.report.evaluation import EvaluationReport
 
@@ -34,6 +35,8 @@ def eval_(
     app: Annotated[str | None, Parameter(name="APP")] = None,
     /,
     *,
+    suite: Annotated[str | None, Parameter(show_default=False)] = None,
+    suites: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     config: Annotated[Path | None, Parameter(show_default=False)] = None,
     url: Annotated[str | None, Parameter(show_default=False)] = None,
     model: Annotated[str | None, Parameter(show_default=False)] = None,
@@ -69,6 +72,10 @@ def eval_(
     ----------
     app:
         Environment: grpo-crafter (default), math.
+    suite:
+        A fixed way to judge, e.g. crafter-200: environment, limits, worlds, and how models are asked.
+    suites:
+        Only list the suites.
     config:
         TOML file: a table [eval], or the flat one of run_eval.py; configs/recipes/eval_*.toml.
     url:
@@ -78,9 +85,10 @@ def eval_(
     models:
         Several, as a comma list of MODEL, LABEL=MODEL or LABEL=MODEL@URL, compared in pairs.
     seeds:
-        Worlds, e.g. 0-9,20; default the file's, else 16 held-out ones.
+        Worlds, e.g. 0-9,20; default the file's, else 16 held-out ones. With --suite: how many.
     split:
-        Split of the task set, told to the environment and kept in the traces.
+        With --suite, whose worlds: held_out (default), dev, train. Without: split of the task set, told to the
+        environment and kept in the traces.
     max_turns:
         Model calls per episode; default MAX_TURNS, then the file's.
     max_llm_calls:
@@ -114,10 +122,13 @@ def eval_(
     as_json:
         Print report.json; progress goes to stderr.
     """
+    if suites:
+        return _list_suites(as_json=as_json)
     if use_rollout:
         note("crafter-pipeline: --use-rollout changes nothing, every episode is played through /rollout.")
     file = _one("--config", config, "--toml", toml)
     asked = Asked(
+        suite=suite,
         app=app,
         url=_one("--url", _one("--url", url, "--task-url", task_url), "--task-app-url", task_app_url),
         model=model,
@@ -175,9 +186,10 @@ def _play(order: Order, out: Path | None, *, fresh: bool) -> tuple[EvaluationRep
     started = time.time()
     players = resolved(
         order.players,
+        recipe,
+        order.suite,
         inference,
         lambda name: connections.backend(order.backend_url).full_id(name),
-        asked=bool(recipe.asked),
     )
     with ExitStack() as stack:
         plan, folder = order.settle(players, order.seeds or (), out)
@@ -248,6 +260,7 @@ def _report(order: Order, plan: MatchPlan, match: Match, folder: Path, started: 
         not_applied=match.not_applied,
         untraced=len(match.untraced),
         trace_db=plan.trace_db,
+        suite=None if order.suite is None else order.suite.name,
         split=plan.split,
         interrupted=match.outcome.interrupted,
         seconds=match.seconds,
@@ -259,6 +272,34 @@ def _report(order: Order, plan: MatchPlan, match: Match, folder: Path, started: 
 # --------------------------------------------------------------------------- showing
 
 
+def _list_suites(*, as_json: bool) -> int:
+    from crafter_pipeline.config import split_of
+    from crafter_pipeline.evaluation.suites import SUITES
+
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": suite.name,
+                    "environment": suite.environment,
+                    "max_env_steps": suite.max_env_steps,
+                    "seeds": {"start": suite.seeds.start, "count": suite.seeds.count},
+                    "env_config": dict(suite.env_config),
+                    "policy": None if suite.policy is None else dict(suite.policy),
+                    "says": suite.says,
+                }
+                for suite in SUITES.values()
+            ]
+        )
+        return 0
+    table = _table("suite", "environment", "env steps", "seeds", "for")
+    for suite in SUITES.values():
+        worlds = f"{suite.seeds.count} {split_of(suite.seeds.start)}"
+        table.add_row(suite.name, suite.environment, f"{suite.max_env_steps:,}", worlds, suite.says)
+    console().print(table)
+    return 0
+
+
 def _show_order(order: Order, out: Path | None, *, as_json: bool) -> None:
     from crafter_pipeline.report.evaluation import masked
     from crafter_pipeline.report.text import seeds as seeds_in_words
@@ -268,6 +309,7 @@ def _show_order(order: Order, out: Path | None, *, as_json: bool) -> None:
     first["policy"]["config"] = masked(first["policy"]["config"])
     first["ops"] = f"agent, env × {order.players[0].rules.turns}"
     shown = {
+        "suite": None if order.suite is None else order.suite.name,
         "app": order.app,
         "task_app": order.recipe.task_app_url or "started for this evaluation",
         "players": [
@@ -298,13 +340,14 @@ def _show_order(order: Order, out: Path | None, *, as_json: bool) -> None:
 def _show(report: EvaluationReport, folder: Path) -> None:
     from rich.markup import escape
 
+    from crafter_pipeline.report.evaluation import SMALL_DIFFERENCE
     from crafter_pipeline.report.report import success_rows
     from crafter_pipeline.report.text import interval, percent, signed, words
 
     tokens = report.tokens()
-    scores = _table("player", "seeds", "return", "achievements", "95 % interval", "Crafter score")
+    scores = _table("player", "seeds", "return", "achievements", "95 % interval", "no wake up", "Crafter score")
     scores.title = escape(f"{report.name}: {report.status}")
-    costs = _table("player", "turns", "unreadable", "tokens in", "tokens out", "seconds", "model")
+    costs = _table("player", "turns", "died", "unreadable", "tokens in", "tokens out", "seconds", "model")
     for e in report.evaluations:
         rows = report.of(e.label)
         scores.add_row(
@@ -313,11 +356,13 @@ def _show(report: EvaluationReport, folder: Path) -> None:
             number(e.mean_reward),
             number(e.mean_achievements),
             interval(e.ci95, 2),
-            number(e.crafter_score if e.has_crafter_score else None, ".1f"),
+            number(e.without_wake_up),
+            _crafter_score(e),
         )
         costs.add_row(
             escape(e.label),
             number(e.turns / len(rows), ".1f"),
+            "–" if e.death_share is None else percent(e.death_share),
             f"{e.parse_failures:,} of {e.turns:,}",
             number(tokens[e.label]["prompt"], ","),
             number(tokens[e.label]["completion"], ","),
@@ -332,6 +377,9 @@ def _show(report: EvaluationReport, folder: Path) -> None:
     for c in report.comparisons:
         says = "" if c.clear else "  (open)"
         say(f"  {c.b} − {c.a}: {signed(c.delta, 2)} {interval(c.ci95, 2, sign=True)} on {len(c.seeds)} seeds{says}")
+    if hints := report.seeds_hints:
+        pair, most = max(hints.items(), key=lambda item: item[1])
+        say(f"  To see a difference of {SMALL_DIFFERENCE} takes up to {most:,} seeds ({pair}).")
     unlocked = [(name, rates) for name, rates in success_rows(report.evaluations) if any(rates)]
     if unlocked:
         shares = _table("achievement", *(escape(e.label) for e in report.evaluations))
@@ -355,13 +403,22 @@ def _show(report: EvaluationReport, folder: Path) -> None:
         say(str(folder / name))
 
 
+def _crafter_score(evaluation: Evaluation) -> str:
+    from crafter_pipeline.report.text import interval
+
+    if not evaluation.has_crafter_score:
+        return "–"
+    told = evaluation.crafter_score_ci95
+    return f"{evaluation.crafter_score:.1f}" + ("" if told is None else f" {interval(told)}")
+
+
 def _table(*titles: str) -> Table:
     """Names on the left, which may be broken, and numbers on the right, which may not."""
     from rich.table import Table
 
     table = Table(title_justify="left", box=None, pad_edge=False)
     for title in titles:
-        words = title in ("player", "model", "judge", "achievement")
+        words = title in ("player", "model", "judge", "achievement", "suite", "environment", "for")
         table.add_column(title, justify="left" if words else "right", overflow="fold", no_wrap=not words)
     return table
 

@@ -14,11 +14,18 @@ if TYPE_CHECKING:
     from crafter_pipeline.environments import EnvironmentInfo
     from crafter_pipeline.evaluation.match import MatchPlan
     from crafter_pipeline.evaluation.players import Player
+    from crafter_pipeline.evaluation.suites import Suite
     from crafter_pipeline.recipes.evaluation import EvaluationRecipe
 
 DEFAULT_APP = "grpo-crafter"
 DEFAULT_SEEDS = "1000000-1000015"
 """Worlds that are played where nobody names any: sixteen held-out ones."""
+SPLITS = ("held_out", "dev", "train")
+"""Whose worlds a suite plays; those of the promotion's gate are its own."""
+_SAID_BY_A_SUITE = (
+    *("app_id", "env_name", "seeds", "num_episodes", "split", "difficulty", "metadata", "metadata_sql"),
+    *("max_turns", "max_llm_calls", "ops", "rollout", "env_config"),
+)
 TRACE_FILES = (".db", ".sqlite", ".sqlite3")
 
 
@@ -26,6 +33,7 @@ TRACE_FILES = (".db", ".sqlite", ".sqlite3")
 class Asked:
     """The options, as far as they say what is played."""
 
+    suite: str | None
     app: str | None
     url: str | None
     model: str | None
@@ -47,6 +55,7 @@ class Order:
 
     name: str | None
     """Of the recipe; None: there is no file."""
+    suite: Suite | None
     recipe: EvaluationRecipe
     choices: Choices
     app: str
@@ -76,7 +85,8 @@ class Order:
         plan = MatchPlan(
             tuple(players), seeds, (), recipe.concurrency, recipe.scorers, trace_db=self.trace_db, split=recipe.split
         )
-        name = self.name or "_".join(player.label for player in plan.players)[:60]
+        labels = "_".join(player.label for player in plan.players)[:60]
+        name = self.name or (labels if self.suite is None else f"{self.suite.name}-{labels}")
         folder = out if out is not None else Path("evals") / f"{safe_name(name)}-{plan.digest}"
         return (replace(plan, trace_db=folder / "traces.db") if self.own_traces else plan), folder
 
@@ -84,7 +94,9 @@ class Order:
 def read_order(file: Path | None, asked: Asked, env_files: list[Path] | None, overrides: list[str]) -> Order:
     """The order. ConfigError says what is wrong with the file, an option or a variable."""
     from crafter_pipeline import connections
+    from crafter_pipeline.config import one_split
     from crafter_pipeline.evaluation.players import players_of, rules_of
+    from crafter_pipeline.evaluation.suites import find_suite
     from crafter_pipeline.recipes.evaluation import parse_seeds, read_evaluation
 
     reader = _Reader(file, overrides, env_files)
@@ -104,12 +116,28 @@ def read_order(file: Path | None, asked: Asked, env_files: list[Path] | None, ov
         whole=file is None,
     )
     inference = connections.inference_url(backend_url)
-    players = players_of(recipe, rules, backend_inference=inference, everywhere=everywhere)
+    suite = None if recipe.suite is None else find_suite(recipe.suite)
+    players = players_of(recipe, rules, suite, backend_inference=inference, everywhere=everywhere)
     seeds = recipe.worlds
     if seeds is None and not (recipe.metadata or recipe.metadata_sql):
         seeds = parse_seeds(DEFAULT_SEEDS)
-    name = None if file is None else file.stem
-    return Order(name, recipe, reader.choices, app, environment, players, seeds, trace_db, own_traces, backend_url)
+    try:
+        one_split("seeds", seeds or ())
+    except ValueError as e:
+        raise ConfigError(f"{e}.") from None
+    return Order(
+        name=None if file is None else file.stem,
+        suite=suite,
+        recipe=recipe,
+        choices=reader.choices,
+        app=app,
+        environment=environment,
+        players=players,
+        seeds=seeds,
+        trace_db=trace_db,
+        own_traces=own_traces,
+        backend_url=backend_url,
+    )
 
 
 class _Reader:
@@ -130,14 +158,18 @@ class _Reader:
 
     def take(self, asked: Asked) -> str | None:
         """Everything. Returns the base URL that an option or a variable says for all models, or None."""
-        self._choose("app_id", "APP", asked.app, default=DEFAULT_APP)
+        self._choose("suite", "--suite", asked.suite)
         self._choose("task_app_url", "--url", asked.url, ("TASK_APP_URL",))
         self._take_models(asked)
-        self._take_seeds(asked)
-        self._choose("split", "--split", asked.split)
-        self._take_turns(asked)
+        if self._table.get("suite") is None:
+            self._choose("app_id", "APP", asked.app, default=DEFAULT_APP)
+            self._take_seeds(asked)
+            self._choose("split", "--split", asked.split)
+            self._take_turns(asked)
+            self._choose("difficulty", "", None, ("DIFFICULTY",))
+        else:
+            self._take_suite(asked)
         self._choose("concurrency", "--concurrency", asked.concurrency, ("CONCURRENCY",), default=16, whole=True)
-        self._choose("difficulty", "", None, ("DIFFICULTY",))
         self._choose("trace_db", "--trace-db", asked.trace_db, _trace_variables(asked.trace_db))
         if asked.metadata:
             told = self._table.get("metadata")
@@ -145,6 +177,31 @@ class _Reader:
             self._table["metadata"] = {**(told if isinstance(told, dict) else {}), **pairs}
         self._choose("metadata_sql", "--metadata-sql", asked.metadata_sql)
         return self._take_address(asked)
+
+    def _take_suite(self, asked: Asked) -> None:
+        """What the suite says, as if it stood in the table. ConfigError where something else says it too."""
+        from crafter_pipeline.environments import find_environment
+        from crafter_pipeline.evaluation.suites import find_suite
+
+        suite = find_suite(self._table["suite"])
+        given = [*(key for key in _SAID_BY_A_SUITE if self._table.get(key) not in (None, {}))]
+        given += [option for option, value in (("--max-turns", asked.turns), ("--metadata", asked.metadata)) if value]
+        if asked.app is not None and find_environment(asked.app).name != suite.environment:
+            given.append(f"APP {asked.app}")
+        if given:
+            raise ConfigError(f"The suite {suite.name} says what is played; leave out {', '.join(given)}.")
+        split = self.choices.choose("split", flag="--split", given=asked.split, default="held_out")
+        if split not in SPLITS:
+            raise ConfigError(f"--split {split}: with a suite, name one of {', '.join(SPLITS)}.")
+        wanted = self.choices.choose("seeds", flag="--seeds", given=asked.seeds, default=suite.seeds.count)
+        if not str(wanted).isdecimal():
+            raise ConfigError(f"--seeds {wanted}: the suite says which worlds; with it, say how many, e.g. --seeds 50.")
+        self._table |= {
+            "app_id": suite.environment,
+            "seeds": list(suite.worlds(split, int(wanted)).seeds),
+            "max_turns": suite.max_env_steps,
+            "env_config": {**suite.env_config, "max_env_steps": suite.max_env_steps},
+        }
 
     def _take_models(self, asked: Asked) -> None:
         from crafter_pipeline.recipes.evaluation import replace_models, split_words

@@ -7,8 +7,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, NoReturn
 
@@ -55,9 +56,9 @@ def run_pipeline(
             with display(run, to_stderr=as_json) as listener, report_to(listener):
                 _run(run, cfg, shown, approve)
         except KeyboardInterrupt:
-            _leave(130)
+            leave(130)
         except SystemExit as e:
-            _leave(int(e.code or 0))
+            leave(int(e.code or 0))
     report = read_report(run.folder)
     if as_json:
         print(json.dumps(report.to_json(), indent=1))
@@ -67,35 +68,50 @@ def run_pipeline(
 
 
 def _run(run: Run, cfg: PipelineConfig, profile: str, approve: Literal["auto", "ask"]) -> None:
+    with tracked(run.id, run.logs, "flows.pipeline"):
+        from flows.pipeline import crafter_pipeline
+
+        crafter_pipeline(profile=profile, config=cfg, approve=approve)
+
+
+@contextmanager
+def tracked(name: str, logs: Path, module: str) -> Iterator[None]:
+    """What the flows of the block do is told to a Prefect server: the configured one if it answers, else one of its
+    own. At the end it waits until the server has stored what it was told.
+
+    Args:
+        name: Of the run; tasks are tagged with it.
+        logs: Folder for the logs of Prefect and its server.
+        module: Of the flow, which the block may then import: it loads while the server starts.
+    """
     with ExitStack() as stack:
         api_url = configured_api_url()
         server = None
         if api_url is None or not healthy(api_url):
             if api_url is not None:
                 progress().note(f"No Prefect server answers at {api_url}; this run starts one of its own.")
-            server = prefect_server(run.logs / "prefect-server.log")
+            server = prefect_server(logs / "prefect-server.log")
             server.start()
             stack.callback(server.stop)
             api_url = f"{server.url}/api"
         os.environ.update(prefect_variables() | {"PREFECT_API_URL": api_url})
         from prefect import tags
 
-        from flows.pipeline import crafter_pipeline
-
-        _console_to_file(run.logs / "prefect.log")
+        import_module(module)
+        _console_to_file(logs / "prefect.log")
         if server is not None:
             server.wait_ready(SERVER_START_SECONDS, "/api/health")
-        tag, patience = f"{run.id}-{os.getpid()}", BROKEN_HISTORY_SECONDS
+        tag, patience = f"{name}-{os.getpid()}", BROKEN_HISTORY_SECONDS
         try:
             with tags(tag):
-                crafter_pipeline(profile=profile, config=cfg, approve=approve)
+                yield
             patience = HISTORY_SECONDS
         finally:
             _send_what_waits()
             _await_history(api_url, tag, patience)
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """Leave at once after a signal. All is stopped and reported, but pool threads still knock at services that are
     gone, and Python would wait half a minute for them."""
     print(f"crafter-pipeline: stopped; the same command goes on from here (exit code {code})", file=sys.stderr)

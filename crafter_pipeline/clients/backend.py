@@ -26,7 +26,7 @@ from urllib.parse import quote
 import httpx
 
 from crafter_pipeline.clients.http import REPEATABLE, download, json_object, send
-from crafter_pipeline.contracts import SIGN_OF_LIFE, TERMINAL_JOB_STATES
+from crafter_pipeline.contracts import SIGN_OF_LIFE, TERMINAL_JOB_STATES, Compute
 from crafter_pipeline.errors import BackendError, DataError, JobFailed, JobNotOver
 from crafter_pipeline.model_names import CHAMPION, is_trained
 
@@ -60,6 +60,8 @@ class Job:
     model_id: str | None
     """The trained model, once there is one."""
     error: str | None
+    compute: Compute | None = None
+    """What it has used up so far; None: the backend does not tell."""
 
     @property
     def final(self) -> bool:
@@ -331,6 +333,10 @@ class BackendClient:
         """Attempts at a job: {run_number, status, started_at, ended_at, …}."""
         return self._list(f"/api/jobs/{job_id}/runs", "runs", "data")
 
+    def slots(self) -> int:
+        """Jobs that it trains at once; 1 where a backend does not tell."""
+        return int(self._json("GET", "/api/health").get("slots") or 1)
+
     def verify_task_app(self, url: str) -> dict[str, Any]:
         """Whether the backend reaches a task app with its key: {any_ok, attempts, …}. BackendError when not."""
         answer = self._json("POST", "/api/rl/verify_task_app", json={"endpoint_base_url": url}, extensions=REPEATABLE)
@@ -350,6 +356,7 @@ class BackendClient:
             status=str(answer.get("status") or answer.get("state") or "unknown"),
             model_id=answer.get("fine_tuned_model") or answer.get("model_id"),
             error=str(answer["error"]) if answer.get("error") else None,
+            compute=Compute.of(answer.get("compute")),
         )
 
     def events(self, job_id: str, since_seq: int = 0, limit: int = 200) -> list[JobEvent]:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Split = Literal["train", "dev", "gate", "held_out"]
+"""Which worlds: to learn from, to choose by, to promote by, to judge by."""
 
 TRAIN_SEEDS_END = 900_000
 DEV_SEEDS_START = 900_000
 GATE_SEEDS_START = 950_000
 HELD_OUT_SEEDS_START = 1_000_000
+SPLIT_STARTS: dict[Split, int] = dict(
+    zip(get_args(Split), (0, DEV_SEEDS_START, GATE_SEEDS_START, HELD_OUT_SEEDS_START), strict=True)
+)
+"""Where each split's seeds begin, ascending."""
 FEWEST_SEEDS = 6
 """Fewer pairs show nothing, see `crafter_pipeline.evaluation`."""
 
@@ -48,6 +55,25 @@ class SeedRange(Config):
 def digest_of(value: Any) -> str:
     """Twelve hex digits of a JSON value, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:12]
+
+
+def split_of(seed: int) -> Split:
+    """The split that a world seed belongs to."""
+    return next((name for name, start in reversed(SPLIT_STARTS.items()) if seed >= start), "train")
+
+
+def one_split(where: str, seeds: Iterable[int]) -> Split | None:
+    """The split that all of these belong to; None: there are none. Raises ValueError where they are of several."""
+    first: dict[Split, int] = {}
+    for seed in seeds:
+        first.setdefault(split_of(seed), seed)
+    if len(first) > 1:
+        named = " and ".join(f"{seed} ({split})" for split, seed in first.items())
+        raise ValueError(
+            f"{where} mixes splits: {named}. What was trained on, chosen by and judged by are three numbers: evaluate "
+            "them apart"
+        )
+    return next(iter(first), None)
 
 
 def refuse_held_out(where: str, seeds: Iterable[int]) -> None:

@@ -36,6 +36,9 @@ class ExportConfig(Config):
     served; conversation: all turns of a rollout in one row."""
     thinking: Literal["keep", "strip", "separate"] = "keep"
     """The player's thoughts: in the content between <think> tags, not at all, or apart as reasoning_content."""
+    thinking_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the world seeds whose rows keep their thoughts; those of the others teach the answer alone. A student
+    of both kinds of rows does both."""
     images: Literal["data_url", "files"] = "data_url"
     """Pictures inside the rows, or as PNG files beside them."""
     duplicates: Literal["keep", "exact", "near"] = "keep"
@@ -54,7 +57,7 @@ class ExportConfig(Config):
     test_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the world seeds whose rows go to <name>.test.jsonl."""
     split_seed: int = Field(default=0, ge=0)
-    """Which world seeds those are."""
+    """Which world seeds those are, and those of thinking_share."""
     tokenizer: str | None = None
     """Model whose tokenizer and template count tokens: crafter-tiny, a folder, a cached hub name; unset: uncounted."""
     context: int | None = Field(default=None, ge=16)
@@ -66,6 +69,8 @@ class ExportConfig(Config):
     def _complete(self) -> Self:
         if self.validation_share + self.test_share >= 1:
             raise ValueError("validation_share and test_share leave nothing to train on: their sum must be below 1")
+        if self.thinking_share < 1 and self.thinking == "strip":
+            raise ValueError('thinking_share: no row keeps its thoughts with thinking = "strip"')
         if self.target == "label" and self.label is None:
             raise ValueError('target: name the teacher whose labels are taught, e.g. label = "crafter-expert"')
         if self.label_url is not None and self.label is None:

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from crafter_pipeline.config.base import FEWEST_SEEDS, HELD_OUT_SEEDS_START, SeedRange
 from crafter_pipeline.config.play import SPREAD, EvaluateConfig
+from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.files import safe_name
 
 
@@ -18,8 +19,31 @@ class NightlyConfig(EvaluateConfig):
     """Names in the model registry, or built-in models; a name that no model has yet is passed over."""
     rebaseline: bool = False
     """Whether tonight becomes the baseline; else the first night is, and stays it."""
+    suite: str | None = None
+    """A suite that says environment, limit, worlds and form of the questions, e.g. crafter-200; keys beside it win."""
     seeds: SeedRange = SeedRange(start=HELD_OUT_SEEDS_START, count=32)
     """Worlds of every night."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_suite(cls, data: Any) -> Any:
+        from crafter_pipeline.evaluation.suites import find_suite  # suites are made of configs
+
+        if not isinstance(data, dict) or not isinstance(data.get("suite"), str):
+            return data
+        try:
+            suite = find_suite(data["suite"])
+        except ConfigError as e:
+            raise ValueError(f"suite: {e}") from None
+        said = {
+            "environment": suite.environment,
+            "max_env_steps": suite.max_env_steps,
+            "env_config": dict(suite.env_config),
+            "seeds": suite.seeds.model_dump(),
+        }
+        given = data.get("policy", {})
+        policy = {**(suite.policy or suite.own_policy), **given} if isinstance(given, dict) else given
+        return {**said, **data, "policy": policy}
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
@@ -39,7 +63,7 @@ class NightlyConfig(EvaluateConfig):
 
     def conditions(self) -> dict[str, Any]:
         """What has to be equal for two nights to be comparable, as JSON data."""
-        free = {"models", "rebaseline", "baseline_seeds", "bootstrap", *SPREAD}
+        free = {"models", "rebaseline", "suite", "baseline_seeds", "bootstrap", *SPREAD}
         return self.model_dump(mode="json", exclude=free)
 
 

@@ -12,8 +12,17 @@ from crafter_pipeline.config.play import CollectConfig, EvaluateConfig
 from crafter_pipeline.config.promotion import PromotionConfig
 from crafter_pipeline.config.services import BackendConfig, TaskAppConfig
 from crafter_pipeline.config.training import DaggerConfig, RlConfig, SftConfig
+from crafter_pipeline.model_names import MLP
 
-Baseline = Literal["random", "teacher"]
+Baseline = Literal["random", "teacher", "mlp"]
+_MLP_JOB = SftConfig(
+    base_model=MLP,
+    n_epochs=10,  # the lowest validation loss comes after four; play gets better for longer
+    batch_size=256,
+    learning_rate=1e-3,
+    weight_decay=1e-4,
+)
+_MLP_READS = ("sparse", "compact", "rich", "image")
 
 
 class PipelineConfig(Config):
@@ -42,7 +51,8 @@ class PipelineConfig(Config):
     evaluate: EvaluateConfig = EvaluateConfig()
     """How models are judged."""
     baselines: tuple[Baseline, ...] = ("random", "teacher")
-    """Who is judged beside the student; the random player is served by our own backend alone."""
+    """Who is judged beside the student. mlp: a stateless network, trained on the same rows (extra `baseline`), for
+    crafter; it and the random player are served by our own backend alone."""
     promotion: PromotionConfig | None = None
     """Whether the RL model is to become champion, and on which worlds it is compared with it; what is not named here is
     as in `evaluate`. Unset: no model is promoted."""
@@ -80,6 +90,25 @@ class PipelineConfig(Config):
                 if sft.validation_share:
                     raise ValueError(f"{name}.validation_share: filter.export.validation_share holds rows back already")
         return self
+
+    @model_validator(mode="after")
+    def _mlp_can_read(self) -> Self:
+        if "mlp" in self.baselines:
+            from crafter_pipeline.environments import CRAFTER, find_environment  # it reads configs itself
+
+            if find_environment(self.environment) is not CRAFTER:
+                raise ValueError(f"baselines: mlp plays crafter, not {self.environment}; leave it out")
+            if self.collect.policy.observation not in _MLP_READS:
+                raise ValueError(
+                    f"baselines: mlp reads {', '.join(_MLP_READS)}, and collect.policy.observation is "
+                    f"{self.collect.policy.observation!r}; change it, or leave mlp out"
+                )
+        return self
+
+    @property
+    def mlp_job(self) -> SftConfig:
+        """The job of the baseline `mlp`: the same in every run, but for the seed, which is that of `sft`."""
+        return _MLP_JOB.model_copy(update={"seed": self.sft.seed})
 
     @model_validator(mode="after")
     def _held_out_stays_held_out(self) -> Self:

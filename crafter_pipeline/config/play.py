@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from crafter_pipeline.config.base import HELD_OUT_SEEDS_START, Config, SeedRange
-from crafter_pipeline.model_names import is_builtin, is_tiny
+from crafter_pipeline.config.base import HELD_OUT_SEEDS_START, Config, SeedRange, one_split
+from crafter_pipeline.model_names import is_builtin, is_mlp, is_tiny
 
-Observation = Literal["plain", "sparse", "compact", "rich", "synth", "image", "image-only"]
+Observation = Literal["plain", "sparse", "compact", "rich", "synth", "balrog", "image", "image-only"]
 HistoryForm = Literal["line", "turns"]
 StopOn = Literal["damage", "unlock"]
 ToolChoice = Literal["auto", "required", "none"]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "default"]
 ThinkingMode = Literal["think", "no_think"]
 TaskRunner = Literal["thread", "dask"]
+EnvSteps = Annotated[int, Field(ge=1, le=10_000)]
+DealtSteps = EnvSteps | Annotated[tuple[EnvSteps, ...], Field(min_length=1)]
+"""Game actions per episode: one limit for all, or several that the seeds take in turn."""
+
+
+def dealt_steps(limits: DealtSteps, seed: int) -> int:
+    """The limit of a seed's episode."""
+    return limits if isinstance(limits, int) else limits[seed % len(limits)]
+
 
 SPREAD = frozenset({"concurrency", "shard_size", "task_runner", "dask_address"})
 """Fields that say how episodes are spread; none of them decides what is played."""
@@ -25,7 +34,7 @@ class PolicyConfig(Config):
     """How a chat model plays: what it is shown, how it answers, how it is sampled."""
 
     observation: Observation = "sparse"
-    """What the model is shown: text in one of four styles, `image` (compact text and a picture), or `image-only`."""
+    """What the model is shown: text in one of five styles, `image` (compact text and a picture), or `image-only`."""
     image_pixels: int = Field(default=64, ge=32, le=512)
     """Width and height of a picture."""
     event_line: bool = False
@@ -60,9 +69,15 @@ class PolicyConfig(Config):
     """Thinking tokens, for chat templates that know the word; unset: not sent."""
 
 
+MLP_POLICY = PolicyConfig(history=0, temperature=0.5)
+"""How the baseline network is asked: it reads one observation; its most likely action alone would run in circles."""
+
+
 def own_form(model: str) -> dict[str, Any]:
-    """How scripted players and the tiny student are asked where nothing else is said, as `run` asks them; empty for
-    other models. What such a teacher leaves behind is what such a student can learn from."""
+    """How scripted players, the tiny student and the baseline network are asked where nothing else is said, as `run`
+    asks them; empty for other models. What such a teacher leaves behind is what such a student can learn from."""
+    if is_mlp(model):
+        return MLP_POLICY.model_dump(mode="json", exclude_none=True)
     return PolicyConfig().model_dump(mode="json", exclude_none=True) if is_builtin(model) or is_tiny(model) else {}
 
 
@@ -77,12 +92,12 @@ class CollectConfig(Config):
     """Teacher's OpenAI-compatible base URL; unset: the training backend's."""
     seeds: SeedRange = SeedRange(start=0, count=8)
     """Worlds to play."""
-    max_env_steps: int = Field(default=100, ge=1, le=10_000)
-    """Game actions per episode."""
+    max_env_steps: DealtSteps = 100
+    """Game actions per episode; several limits, e.g. `[200, 10000]`, are dealt to the seeds in turn."""
     env_config: dict[str, Any] = {}
     """Further options of the environment, e.g. `{ level = "medium" }`; its page in docs/ names them."""
     max_turns: int | None = Field(default=None, ge=1)
-    """Model calls per episode; unset: max_env_steps."""
+    """Model calls per episode: a longer one is broken off; unset: as many as env steps."""
     concurrency: int = Field(default=16, ge=1, le=512)
     """Rollouts in flight."""
     shard_size: int | None = Field(default=None, ge=1)
@@ -94,6 +109,11 @@ class CollectConfig(Config):
     """Scheduler to use with task_runner = "dask", e.g. tcp://10.0.0.7:8786; unset: processes of this machine."""
     policy: PolicyConfig = PolicyConfig()
     """How the teacher is asked."""
+
+    @property
+    def most_turns(self) -> int:
+        """Model calls of all episodes together, if none ends early."""
+        return sum(min(dealt_steps(self.max_env_steps, seed), self.max_turns or 10_000) for seed in self.seeds.seeds)
 
     @model_validator(mode="after")
     def _address_of_dask(self) -> Self:
@@ -131,6 +151,11 @@ class EvaluateConfig(Config):
     @model_validator(mode="after")
     def _address_of_dask(self) -> Self:
         _require_dask(self.task_runner, self.dask_address)
+        return self
+
+    @model_validator(mode="after")
+    def _one_split(self) -> Self:
+        one_split("seeds", (self.seeds.start, self.seeds.start + self.seeds.count - 1))
         return self
 
     @model_validator(mode="after")

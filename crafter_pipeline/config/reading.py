@@ -70,7 +70,8 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
         return f"{where}: {error['msg']}".replace("Value error, ", "", 1).removeprefix(": ")
     parent: Any = model
     for part in error["loc"][:-1]:
-        parent = _model_of(parent, part)
+        if not isinstance(part, int):  # a place in a list, whose items the field names
+            parent = _model_of(parent, part)
     fields: Mapping[str, FieldInfo] = getattr(parent, "model_fields", {})
     names = list(fields)
     spellings = []

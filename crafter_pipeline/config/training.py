@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from crafter_pipeline.config.base import DEV_SEEDS_START, HELD_OUT_SEEDS_START, TRAIN_SEEDS_END, Config, SeedRange
-from crafter_pipeline.config.play import CollectConfig, PolicyConfig
+from crafter_pipeline.config.play import CollectConfig, DealtSteps, PolicyConfig
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.judging.rubric import PROGRAMMATIC, read_rubrics
 
@@ -62,7 +62,7 @@ class TrainingConfig(Config):
     lora_target_modules: tuple[str, ...] = ()
     """Layers with an adapter, by the end of their names; empty: every linear layer but the head."""
     weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's."""
+    """Share of a weight that is taken off per step and unit of learning rate."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are clipped to this norm."""
     seed: int = Field(default=0, ge=0)
@@ -135,6 +135,8 @@ class SftConfig(TrainingConfig):
     """Rows per forward; a step accumulates their gradients. Must divide batch_size; unset: batch_size."""
     batching: Literal["group_by_length", "packing", "shuffle"] = "group_by_length"
     """Rows of a forward: of like length (little padding), packed one behind the other, or as they come."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: for the weight matrices of a model that learns from scratch; what is no matrix keeps AdamW."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Peak learning rate."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
@@ -162,6 +164,8 @@ class SftConfig(TrainingConfig):
             raise ValueError("micro_batch_size: micro_batch_size * gpus must divide batch_size")
         if self.keep == "best_reward" and self.dev is None:
             raise ValueError("keep: best_reward needs the table dev, the episodes that are played for it")
+        if self.optimizer == "muon" and self.train_kind != "fft":
+            raise ValueError('optimizer: muon moves whole matrices; with an adapter use "adamw"')
         return self
 
 
@@ -175,8 +179,10 @@ class DaggerConfig(Config):
     """0: none."""
     seeds: SeedRange = DAGGER_SEEDS
     """Worlds of the first round; each round takes the next ones."""
-    max_env_steps: int = Field(default=100, ge=1, le=10_000)
-    """Game actions per episode."""
+    max_env_steps: DealtSteps = 100
+    """Game actions per episode; several limits, e.g. `[200, 10000]`, are dealt to the seeds in turn."""
+    max_turns: int | None = Field(default=None, ge=1)
+    """Model calls per episode: a longer one is broken off; unset: as many as env steps."""
     env_config: dict[str, Any] = {}
     """Further options of the environment."""
     concurrency: int = Field(default=32, ge=1, le=512)
@@ -215,6 +221,7 @@ class DaggerConfig(Config):
             model=student,
             seeds=self.round_seeds(index),
             max_env_steps=self.max_env_steps,
+            max_turns=self.max_turns,
             env_config=self.env_config,
             concurrency=self.concurrency,
             policy=self.policy,

@@ -32,6 +32,7 @@ from crafter_pipeline.conversation import tool_results
 from crafter_pipeline.dataset.chat_form import calls_in_form, messages_in_form, tools_in_form
 from crafter_pipeline.dataset.pictures import Pictures, inline_part
 from crafter_pipeline.dataset.selection import SelectedTurn
+from crafter_pipeline.dataset.splits import keeps_thoughts
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.thinking import split_thinking
 from crafter_pipeline.traces import records as r
@@ -114,13 +115,14 @@ def conversation_row(
 def _taught_and_other(turn: SelectedTurn, export: ExportConfig, label: Reply | None) -> tuple[Json, Json | None]:
     """The answer that a row teaches, and the one that stands in its column. DataError when that of the row, or the
     label, is damaged or empty; the player's own beside a label may be: such states need the label most."""
+    thinks = keeps_thoughts(turn.rollout.environment, turn.rollout.seed, export)
     if label is None:
-        return answer_message(turn.call.reply, export.thinking), None
-    told = answer_message(label, export.thinking)
+        return answer_message(turn.call.reply, export.thinking, thinks=thinks), None
+    told = answer_message(label, export.thinking, thinks=thinks)
     if export.target == "answer":
-        return answer_message(turn.call.reply, export.thinking), told
+        return answer_message(turn.call.reply, export.thinking, thinks=thinks), told
     try:
-        return told, answer_message(turn.call.reply, export.thinking)
+        return told, answer_message(turn.call.reply, export.thinking, thinks=thinks)
     except DataError:
         nothing = {"role": "assistant", "content": ""}
         return told, nothing | ({"reasoning_content": ""} if export.thinking == "separate" else {})
@@ -145,11 +147,17 @@ def _system(messages: Iterable[Json]) -> list[Json]:
     return [message for message in messages if message["role"] in ("system", "developer")]
 
 
-def answer_message(reply: Reply, thinking: str) -> Json:
-    """An answer as the assistant's message of a row. DataError when it is damaged or empty; thoughts alone are none."""
+def answer_message(reply: Reply, thinking: str, *, thinks: bool = True) -> Json:
+    """An answer as the assistant's message of a row. DataError when it is damaged or empty; thoughts alone are none.
+
+    Args:
+        thinking: As ExportConfig's.
+        thinks: False: this row has none, whatever `thinking` says of where they stand.
+    """
     if not isinstance(reply.content, str) or not isinstance(reply.thinking, str):
         raise DataError("its answer is no text")
     content, thoughts = split_thinking(reply.content, reply.thinking)
+    thoughts = thoughts if thinks else ""
     if not reply.tool_calls and not content.strip():
         raise DataError("the answer is empty")
     if thoughts and thinking == "keep":

@@ -9,9 +9,9 @@ from crafter_pipeline.evaluation.scores import (
     crafter_score,
     evaluate,
     in_label_order,
-    mean_interval,
     success_rates,
 )
+from crafter_pipeline.evaluation.statistics import mean_interval
 
 __all__ = [
     "LABELS",

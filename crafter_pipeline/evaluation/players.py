@@ -15,7 +15,8 @@ from crafter_pipeline.config.base import digest_of
 from crafter_pipeline.contracts import MAX_OPS, EnvSpec, PolicySpec, RecordSpec, RolloutRequest
 from crafter_pipeline.environments import MAX_ACTIONS_PER_TURN
 from crafter_pipeline.errors import ConfigError
-from crafter_pipeline.model_names import BUILTIN, is_builtin, is_tiny, is_trained
+from crafter_pipeline.evaluation.suites import Suite
+from crafter_pipeline.model_names import BUILTIN, is_builtin, is_mlp, is_student, is_trained
 from crafter_pipeline.recipes.evaluation import DEFAULT_TURNS, MOST_TURNS, EvaluationRecipe
 
 MOST_ENV_STEPS = 10_000
@@ -156,11 +157,12 @@ def rules_of(recipe: EvaluationRecipe, *, environment: str, traced: bool, whole:
 
 
 def players_of(
-    recipe: EvaluationRecipe, rules: Rules, *, backend_inference: str, everywhere: str | None
+    recipe: EvaluationRecipe, rules: Rules, suite: Suite | None, *, backend_inference: str, everywhere: str | None
 ) -> list[Player]:
     """The players of a recipe, their models as they were written.
 
     Args:
+        suite: The suite that is played; None: none.
         backend_inference: Base URL of the training backend's models.
         everywhere: Base URL that was said for all of them, whatever the recipe says.
     """
@@ -170,32 +172,43 @@ def players_of(
     found = []
     for one, label in zip(named, labels(named), strict=True):
         url, provider = _host(one, recipe, backend_inference, everywhere)
-        policy = {**({} if provider is None else {"provider": provider}), **recipe.asked}
-        found.append(Player(label, one.model, url, policy, rules))
-    return _in_own_form(found, bool(recipe.asked))
+        found.append(Player(label, one.model, url, {} if provider is None else {"provider": provider}, rules))
+    return _asked(found, recipe, suite)
 
 
 def resolved(
-    players: Sequence[Player], backend_inference: str, full_id: Callable[[str], str], *, asked: bool
+    players: Sequence[Player],
+    recipe: EvaluationRecipe,
+    suite: Suite | None,
+    backend_inference: str,
+    full_id: Callable[[str], str],
 ) -> list[Player]:
     """The players, each model of the training backend by its full id, which tells how it is asked.
 
     Args:
         full_id: Of a model's name, as `BackendClient.full_id`.
-        asked: Whether the recipe says how models are asked.
     """
     found = [
         replace(p, model=full_id(p.model)) if p.inference_url == backend_inference and is_trained(p.model) else p
         for p in players
     ]
-    return _in_own_form(found, asked)
+    return _asked(found, recipe, suite)
 
 
-def _in_own_form(players: Sequence[Player], asked: bool) -> list[Player]:
-    """The tiny student is asked as `run` asks it, but for what the recipe says; so are scripted players where none but
-    these play and the recipe says nothing."""
-    ours = not asked and all(is_tiny(p.model) or is_builtin(p.model) for p in players)
-    return [replace(p, policy={**own_form(p.model), **p.policy}) if ours or is_tiny(p.model) else p for p in players]
+def _asked(players: Sequence[Player], recipe: EvaluationRecipe, suite: Suite | None) -> list[Player]:
+    """Each player with how it is asked: by the suite; without one, the tiny student as `run` asks it, and so scripted
+    players where none but these play and the recipe says nothing. What the recipe says comes on top."""
+    ours = not recipe.asked and all(is_student(p.model) or is_builtin(p.model) for p in players)
+
+    def form(model: str) -> Mapping[str, Any]:
+        if suite is not None:
+            return suite.asks(model)
+        return own_form(model) if ours or is_student(model) else {}
+
+    def host(player: Player) -> Mapping[str, Any]:
+        return {key: player.policy[key] for key in ("provider",) if key in player.policy}
+
+    return [replace(p, policy={**host(p), **form(p.model), **recipe.asked}) for p in players]
 
 
 def _host(
@@ -225,5 +238,7 @@ def _label_of(model: str) -> str:
         return _BUILTIN_LABELS[found[1]]
     if model.startswith("latest:"):
         return model.removeprefix("latest:")
+    if is_mlp(model):
+        return "mlp"
     prefix, colon, _ = model.partition(":")
     return _PREFIX_LABELS.get(prefix, model) if colon else model

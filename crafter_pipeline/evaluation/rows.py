@@ -36,6 +36,8 @@ class EpisodeRow:
     parse_failures: int
     seconds: float
     """From the request to its answer."""
+    unlocked_at: dict[str, int] = field(default_factory=dict)
+    """Achievement -> env step that unlocked it, from 1; empty: nobody told."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     """Over all turns; None: nobody told."""
@@ -60,6 +62,9 @@ class EpisodeRow:
             env_steps=self.env_steps,
             stop_reason=self.stop_reason,
             parse_failures=self.parse_failures,
+            unlocked_at=self.unlocked_at,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +94,7 @@ class EpisodeRow:
             stop_reason=result.stop_reason,
             parse_failures=result.parse_failures,
             seconds=round(seconds, 3),
+            unlocked_at=result.unlocked_at,
             prompt_tokens=None if tokens is None else tokens[0],
             completion_tokens=None if tokens is None else tokens[1],
             outcome_score=metrics.outcome_score,
@@ -160,6 +166,7 @@ def rows_csv(rows: Iterable[EpisodeRow], failed: Iterable[FailedSeed], judges: S
     for row in rows:
         told: dict[str, Any] = {name: getattr(row, name) for name in plain}
         told["achievements"] = " ".join(row.achievements)
+        told["unlocked_at"] = " ".join(f"{name}:{step}" for name, step in row.unlocked_at.items())
         told["achievements_count"] = len(set(row.achievements))
         told |= {f"judge_{name}": row.judge_scores.get(name, "") for name in judges}
         told["stepwise_reward"] = (row.stepwise or {}).get("reward_sum", "")

@@ -52,7 +52,8 @@ class Errands:
         memory, has, lacks = self.memory, self.memory.inventory, self.memory.lacks
         ground, thing = memory.terrain[memory.front], memory.objects.get(memory.front)
         if thing == COW:
-            return Decision("do", "hit_cow") if lacks("eat_cow") or has["food"] <= 6 else None
+            hungry = has["food"] <= 6 and not memory.suffices("food")
+            return Decision("do", "hit_cow") if lacks("eat_cow") or hungry else None
         if thing == RIPE_PLANT:
             return Decision("do", "eat_ripe_plant")
         if thing is not None:
@@ -63,7 +64,7 @@ class Errands:
             return Decision("place_plant", "place_sapling")
         if lacks("collect_drink") and ground == WATER:
             return Decision("do", "drink")
-        if ground == WATER and has["drink"] < 8:
+        if ground == WATER and has["drink"] < 8 and not memory.suffices("drink"):
             return Decision("do", "top_up_water")
         if ground == COAL and has["wood_pickaxe"] and has["coal"] < 3:
             return Decision("do", "mine_coal")

@@ -41,6 +41,11 @@ LOCK_STEPS = 25
 PLANT_NEEDS = 315
 """Env steps from planting to eating, with some reserve."""
 
+DOZE_HOURS = range(45, 110)
+"""Env steps of the first day in which the zombies of the start are gone and those of the evening are not there yet."""
+DOZE_IF_LEFT = range(100, 260)
+"""Env steps left with which a nap in the open pays."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
@@ -315,11 +320,13 @@ class Goals:
         memory, has, lacks = self.memory, self.memory.inventory, self.memory.lacks
         if lacks("collect_drink"):
             self._propose_route(self.search.to_material(WATER, limit=40), 4, "drink")
-        elif has["drink"] <= 6:
-            self._propose_route(self.search.to_material(WATER, limit=6), 9 - 2 * has["drink"], "drink")
-        elif has["drink"] < 9 and memory.terrain[memory.front] == WATER:
-            self._propose(-3, "drink", lambda: "do")
-        if (lacks("eat_cow") or has["food"] <= 6) and memory.cows:
+        elif not memory.suffices("drink"):
+            if has["drink"] <= 6:
+                self._propose_route(self.search.to_material(WATER, limit=6), 9 - 2 * has["drink"], "drink")
+            elif has["drink"] < 9 and memory.terrain[memory.front] == WATER:
+                self._propose(-3, "drink", lambda: "do")
+        hungry = has["food"] <= 6 and not memory.suffices("food")
+        if (lacks("eat_cow") or hungry) and memory.cows:
             bonus = 1 if lacks("eat_cow") else 4
             self._propose_route(self.errands.route_to_food(), bonus, "eat_cow")
 
@@ -439,7 +446,7 @@ class Goals:
         tired = 9 - has["energy"]
         if not memory.lacks("wake_up") or not tired or has["health"] < 5 or memory.steps_left <= 14 * tired:
             return
-        if memory.enclosed():
+        if memory.enclosed() or self._may_doze(tired):
             self._propose(-20, "nap", lambda: "sleep")
         elif has["wood_pickaxe"]:
             plan = self.shelter.cheapest(limit=12)
@@ -448,6 +455,19 @@ class Goals:
                 if memory.steps_left < 260 and tired <= 2 and not HOSTILE & set(memory.objects.values()):
                     score = plan.cost * 0.5 - (4 if tired == 1 else 0)
                 self._propose(score, "shelter_for_nap", self.shelter.advance)
+
+    def _may_doze(self, tired: int) -> bool:
+        """Under the open sky, when that costs a dozen steps and no zombie is about: only in an episode so short that
+        its night brings no sleep, and not in one so short that the dozen steps are dearer than the achievement.
+        """
+        memory = self.memory
+        return (
+            tired == 1
+            and memory.step in DOZE_HOURS
+            and memory.steps_left in DOZE_IF_LEFT
+            and memory.inventory["health"] >= 8
+            and not HOSTILE & set(memory.objects.values())
+        )
 
     # ------------------------------------------------------------------ nothing better
 

@@ -46,6 +46,10 @@ RIPE_AGE = 303
 """Steps near a plant after which it should be ripe."""
 SEEN_RIPE_AGE = 1000
 """The age given to a plant that was seen ripe."""
+STEPS_PER_POINT = {"food": 25, "drink": 20}
+"""Env steps in which a point of it is used up, awake."""
+ENDURED = 40
+"""Env steps without food or drink that a healthy player takes lightly: health falls by one in fifteen."""
 RECENT = 10
 
 
@@ -197,6 +201,18 @@ class Memory:
     def steps_left(self) -> int:
         """Env steps until the limit."""
         return self.max_steps - self.step
+
+    def suffices(self, vital: str) -> bool:
+        """Does the food or drink we have last until the limit, or so nearly that its lack cannot kill us?"""
+        endured = ENDURED if self.inventory["health"] >= 6 else 0
+        return self.steps_left <= self.inventory[vital] * STEPS_PER_POINT[vital] + endured
+
+    @property
+    def to_and_fro(self) -> bool:
+        """Have we been walking between three cells or fewer, on and on?"""
+        places = list(self.recent_positions)
+        walked = sum(a != b for a, b in zip(places, places[1:], strict=False))
+        return len(places) == RECENT and walked >= RECENT - 2 and len(set(places)) <= 3
 
     @property
     def last_thought(self) -> str:

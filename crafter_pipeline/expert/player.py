@@ -8,7 +8,7 @@ from enum import Enum, auto
 from .errands import DAY, Decision, Errands
 from .exploration import Exploration
 from .goals import Goals
-from .memory import DELTAS, SIDE, Memory, distance
+from .memory import DELTAS, RECENT, SIDE, Memory, distance
 from .parsing import View
 from .search import Search
 from .shelter import Shelter
@@ -20,6 +20,9 @@ NIGHT_OUTDOORS = range(160, 268)
 NIGHT_INDOORS = range(180, 268)
 AFTERNOON = range(90, 160)
 TIRED_EVENING = range(145, 160)
+BRAVE_STEPS = 15
+"""How long ways are chosen as if no danger were near, once we walk to and fro: a danger that is seen from one cell and
+forgotten on the next would turn us back until we starve."""
 
 
 class Mode(Enum):
@@ -81,6 +84,8 @@ class Expert:
         self._mode: Mode | None = None
         self._resting_since = 0
         self._blocked_at = -99
+        self._brave_until = 0
+        self._corrected_at = -99
 
     def act(self, view: View) -> Decision:
         """The action for this moment and its reason."""
@@ -89,9 +94,11 @@ class Expert:
         memory = self._memory
         memory.see(view)
         health = memory.inventory["health"]
-        self._search.prepare(
-            wary_of_skeletons=not memory.lacks("defeat_skeleton") or self._mode is not None or health <= 5
-        )
+        if memory.to_and_fro and memory.step - self._corrected_at > RECENT:
+            self._brave_until = memory.step + BRAVE_STEPS
+        brave = memory.step < self._brave_until
+        fights_skeletons = memory.lacks("defeat_skeleton") and self._mode is None and health > 5
+        self._search.prepare(wary_of_zombies=not brave, wary_of_skeletons=not brave and not fights_skeletons)
         decision = self._decide()
         if decision.action in MOVES and memory.can_act:
             cell = memory.position + DELTAS[MOVES.index(decision.action)]
@@ -107,6 +114,8 @@ class Expert:
         """
         if action not in ACTIONS:
             raise ValueError(f"There is no action {action!r}. The actions are: {', '.join(ACTIONS)}.")
+        if action != self._memory.last_action:
+            self._corrected_at = self._memory.step
         self._memory.last_action = action
 
     # ------------------------------------------------------------------ deciding
@@ -170,7 +179,9 @@ class Expert:
     def _continued_mode(self, now: _Situation) -> Mode | None:
         """The last mode, if it is not finished; or rest, if we happen to be in shelter and need it."""
         mode = self._mode
-        if (mode is Mode.DRINK and now.drink >= 8) or (mode is Mode.EAT and now.food >= 7):
+        drunk_enough = now.drink >= 8 or self._memory.suffices("drink")
+        eaten_enough = now.food >= 7 or self._memory.suffices("food")
+        if (mode is Mode.DRINK and drunk_enough) or (mode is Mode.EAT and eaten_enough):
             mode = None
         if mode is Mode.SHELTER and now.enclosed:
             mode = Mode.REST
@@ -220,12 +231,12 @@ class Expert:
                 mode = Mode.SHELTER
         if mode is None and not (now.night and now.outdoors and now.supplied):
             low = 8 if now.afternoon else 4  # fill up before the night
-            if now.drink <= low and now.drink <= now.food:
+            thirsty = now.drink <= low and not memory.suffices("drink")
+            hungry = now.food <= low and not memory.suffices("food")
+            if thirsty and (now.drink <= now.food or not hungry):
                 mode = Mode.DRINK
-            elif now.food <= low:
+            elif hungry:
                 mode = Mode.EAT
-            elif now.drink <= low:
-                mode = Mode.DRINK
         if mode is Mode.SHELTER and (now.drink == 0 or now.food == 0):
             mode = now.thirstier
         return mode

@@ -65,7 +65,7 @@ class Search:
         self.guards: set[int] = set()
         """Cells that protect a plant and must stay as they are."""
 
-    def prepare(self, wary_of_skeletons: bool) -> None:
+    def prepare(self, wary_of_zombies: bool, wary_of_skeletons: bool) -> None:
         """Compute the costs for the present moment."""
         memory = self.memory
         self.terrain_cost = self._terrain_costs()
@@ -75,7 +75,7 @@ class Search:
         self.cell_cost.update(dict.fromkeys(memory.plants, 0))
         self.danger = {}
         for cell, code in memory.objects.items():
-            if code == ZOMBIE:
+            if code == ZOMBIE and wary_of_zombies:
                 self._add_danger(cell, radius=2, near=6, far=3)
             elif code == SKELETON and wary_of_skeletons:
                 self._add_danger(cell, radius=3, near=3, far=3)
@@ -117,6 +117,8 @@ class Search:
 
     def to_material(self, code: int, limit: float = FAR) -> Route | None:
         """To the nearest cell of a material, so that we face it. Guards of plants do not count, except as water."""
+        if code not in self.memory.terrain:
+            return None
         return self._cheapest(frozenset((code,)), (), limit)
 
     def to_face(self, cells: Collection[int], limit: float = FAR) -> Route | None:

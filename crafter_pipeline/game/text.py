@@ -4,8 +4,9 @@
 * `compact` for small models: a character per cell, short lines;
 * `rich` for large models: sentences, and the nearest things with the way to them.
 
-These three tell the same facts; `crafter_pipeline.expert.parse` reads them back. A fourth, `synth`, is the layout of
-the original's task app, for its old traces and models trained on them: its map is transposed.
+These three tell the same facts; `crafter_pipeline.expert.parse` reads them back. Two more are other people's layouts,
+for numbers that can be held against theirs: `synth`, of the original's task app, whose map is transposed, and `balrog`,
+of the benchmark BALROG, which names the nearest thing of each kind.
 """
 
 from __future__ import annotations
@@ -195,7 +196,7 @@ def _synth(o: Observation) -> str:
     middle_x, middle_y = len(o.view[0]) // 2, len(o.view) // 2
     reach = min(SYNTH_REACH, middle_x, middle_y)
     around = range(-reach, reach + 1)
-    grid = "\n".join(" ".join(_synth_kind(o.view[middle_y + y][middle_x + x]) for y in around) for x in around)
+    grid = "\n".join(" ".join(_simple_kind(o.view[middle_y + y][middle_x + x]) for y in around) for x in around)
     return (
         "=== CRAFTER GAME STATE ===\n"
         f"Step: {o.step}/{o.max_steps}\n"
@@ -209,8 +210,51 @@ def _synth(o: Observation) -> str:
     )
 
 
-def _synth_kind(kind: str) -> str:
+def _simple_kind(kind: str) -> str:
+    """Others' layouts do not tell whether a plant is ripe."""
     return "plant" if kind in ("sapling", "ripe_plant") else kind
+
+
+# --------------------------------------------------------------------------- balrog
+
+
+def _balrog(o: Observation) -> str:
+    """The words of BALROG (MIT License, Copyright (c) 2024 BALROG Team) with its settings `unique_items` and
+    `precise_location = False`: of each kind in view the nearest place alone, as a distance (columns and rows added)
+    and one of eight directions, so that the exact cell remains open. Neither env step, daylight nor achievements are
+    told, and no plant's ripeness. Unlike there, the player is not blind within four cells of the world's edge.
+    """
+    middle_x, middle_y = len(o.view[0]) // 2, len(o.view) // 2
+    nearest: dict[str, tuple[int, int, int]] = {}
+    for x in range(len(o.view[0])):  # their order: of two equally near the more western one, of those the northern one
+        for y in range(len(o.view)):
+            kind, dx, dy = _simple_kind(o.view[y][x]), x - middle_x, y - middle_y
+            distance = abs(dx) + abs(dy)
+            if kind not in ("player", "void") and (kind not in nearest or distance < nearest[kind][0]):
+                nearest[kind] = (distance, dx, dy)
+    seen = [f"- {kind} {_compass(*place)}" for kind, place in nearest.items()]
+    things = [f"- {name}: {n}" for name, n in o.inventory.items() if n and name not in VITALS]
+    front = "nothing" if o.front == "void" else _simple_kind(o.front)
+    return "\n".join(
+        (
+            "Your status:",
+            *(f"- {name}: {o.inventory[name]}/{MAX_ITEM}" for name in VITALS),
+            "",
+            *(("Your inventory:", *things) if things else ("You have nothing in your inventory.",)),
+            "",
+            *(("You are sleeping, and will not be able take actions until energy is full.", "") if o.sleeping else ()),
+            "You see:",
+            *seen,
+            "",
+            f"You face {front} at your front.",
+        )
+    )
+
+
+def _compass(distance: int, dx: int, dy: int) -> str:
+    """`1 step to your north`, `4 steps to your south-west`."""
+    ways = [way for way, there in (("north", dy < 0), ("south", dy > 0), ("west", dx < 0), ("east", dx > 0)) if there]
+    return f"{distance} step{'s' if distance > 1 else ''} to your {'-'.join(ways)}"
 
 
 _RENDERERS: dict[str, Callable[[Observation], str]] = {
@@ -218,6 +262,7 @@ _RENDERERS: dict[str, Callable[[Observation], str]] = {
     "compact": _compact,
     "rich": _rich,
     "synth": _synth,
+    "balrog": _balrog,
 }
 STYLES = tuple(_RENDERERS)
 """Names of the text styles."""

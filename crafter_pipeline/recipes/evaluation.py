@@ -59,6 +59,8 @@ class EvaluationRecipe(Recipe):
 
     type: str | None = None
     """What the models came from, e.g. sft; a word for people."""
+    suite: str | None = None
+    """A fixed way to judge, e.g. crafter-200: it says environment, limits and worlds, and how models are asked."""
     app_id: str | None = None
     """The environment's app: grpo-crafter (default), math."""
     task_app_url: str | None = None

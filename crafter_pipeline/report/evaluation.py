@@ -16,12 +16,15 @@ from crafter_pipeline.evaluation import Comparison, Evaluation, compare, evaluat
 from crafter_pipeline.evaluation.players import Player
 from crafter_pipeline.evaluation.playing import Cause, causes
 from crafter_pipeline.evaluation.rows import EpisodeRow, FailedSeed, rows_csv
+from crafter_pipeline.evaluation.scores import together
 from crafter_pipeline.evaluation.summary import aggregate, judge_summary, tokens
 from crafter_pipeline.files import write_whole
 from crafter_pipeline.report import plots
 from crafter_pipeline.report.page import figure, plain, render
 from crafter_pipeline.report.report import success_rows
 
+SMALL_DIFFERENCE = 0.3
+"""Achievements; for such a difference pages say how many seeds it takes."""
 _SECRET = re.compile(r"key|secret|token$|authorization|headers|password|credential", re.IGNORECASE)
 
 
@@ -51,7 +54,10 @@ class EvaluationReport:
     untraced: int = 0
     """Episodes whose trace was asked for and did not come."""
     trace_db: Path | None = None
+    suite: str | None = None
+    """Name of the suite that was played."""
     split: str | None = None
+    """Of the task set, as the environment was told."""
     interrupted: bool = False
     seconds: float = 0.0
 
@@ -61,6 +67,12 @@ class EvaluationReport:
         if not self.rows:
             return "failed"
         return "partial" if self.failed or self.interrupted else "succeeded"
+
+    @property
+    def seeds_hints(self) -> dict[str, int]:
+        """{pair: seeds that show a difference of `SMALL_DIFFERENCE`}, pairs as `b − a`."""
+        hints = {f"{c.b} − {c.a}": c.seeds_to_see(SMALL_DIFFERENCE) for c in self.comparisons}
+        return {pair: seeds for pair, seeds in hints.items() if seeds is not None}
 
     @property
     def causes(self) -> list[Cause]:
@@ -90,6 +102,7 @@ class EvaluationReport:
             "name": self.name,
             "status": self.status,
             "environment": self.environment,
+            "suite": self.suite,
             "split": self.split,
             "created_at": datetime.fromtimestamp(self.created_at, UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 1),
@@ -106,7 +119,7 @@ class EvaluationReport:
             ],
             "seeds": list(self.seeds),
             "evaluations": [e.to_json() for e in self.evaluations],
-            "comparisons": [c.to_json() for c in self.comparisons],
+            "comparisons": [c.to_json() | {"seeds_to_see_0.3": c.seeds_to_see(0.3)} for c in self.comparisons],
             "aggregate": self.aggregate(),
             "judges": self.judged() if self.judges else {},
             "judge_failures": dict(self.judge_failures),
@@ -137,7 +150,7 @@ def score(
             found.append(evaluate(player.label, player.model, results, player.rules.max_env_steps, names, bootstrap))
     ordered = in_label_order(found)
     pairs = [compare(a, b, bootstrap) for a, b in combinations(ordered, 2) if set(a.seeds) & set(b.seeds)]
-    return ordered, pairs
+    return ordered, together(pairs)
 
 
 def write_evaluation(report: EvaluationReport, folder: Path) -> dict[str, Path]:
@@ -169,12 +182,35 @@ def render_evaluation(report: EvaluationReport) -> str:
         deltas=figure("deltas", plots.delta_plot(report.comparisons), plots.describe_deltas(report.comparisons))
         if report.comparisons
         else None,
-        heat=success_rows(evaluations),
+        alive=figure("alive", plots.survival(evaluations), plots.describe_survival(evaluations))
+        if any(e.died for e in evaluations)
+        else None,
+        heat=success_cells(evaluations),
+        first_unlocks=first_unlock_rows(evaluations),
+        small=SMALL_DIFFERENCE,
         aggregates=aggregates,
         tokens=report.tokens(),
         judged=report.judged(),
         settings=_settings(report),
     )
+
+
+def success_cells(
+    evaluations: Sequence[Evaluation],
+) -> list[tuple[str, list[tuple[float, tuple[float, float]] | None]]]:
+    """(achievement, (rate, its Wilson interval) per evaluation or None), the most unlocked first."""
+    intervals = [e.success_intervals for e in evaluations]
+    return [
+        (name, [None if rate is None else (rate, told[name]) for rate, told in zip(rates, intervals, strict=True)])
+        for name, rates in success_rows(evaluations)
+    ]
+
+
+def first_unlock_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[float | None]]]:
+    """(achievement, median env step of its first unlock per evaluation or None), the earliest first."""
+    names = {name for e in evaluations for name in e.first_unlock}
+    rows = [(name, [e.first_unlock.get(name) for e in evaluations]) for name in names]
+    return sorted(rows, key=lambda row: (min(step for step in row[1] if step is not None), row[0]))
 
 
 def masked(table: Mapping[str, Any]) -> dict[str, Any]:

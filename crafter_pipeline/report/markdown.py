@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.learning_curves import SUCCESS, Points
 from crafter_pipeline.links import run_file_link
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.lineage import lineage, mermaid
 from crafter_pipeline.report.report import RunReport, verdict
-from crafter_pipeline.report.training import training_plots
+from crafter_pipeline.report.training import heat_plot, training_plots
 
 PLOTS_OF_A_JOB = 7
 """An artifact shows these; the others stand in its table alone."""
@@ -83,6 +84,8 @@ def run_markdown(report: RunReport, plot: bool = True) -> str:
     if report.comparisons:
         parts += ["### Differences", comparison_markdown(report.comparisons, plot).strip()]
     main = [shown[0] for job, curves in report.training.items() if (shown := training_plots(job, curves))]
+    if (heat := heat_plot(report.training)) is not None:
+        main.append(heat)
     if main and plot:
         parts += ["### Training", *(image(p.alt, p.svg) for p in main)]
     if report.warnings:
@@ -132,13 +135,16 @@ def place_markdown(path: Path, words: str) -> str:
     return f"[{safe(words)}]({link})" if link else code(path)
 
 
-def job_markdown(job: str, curves: Mapping[str, plots.Points]) -> str:
+def job_markdown(job: str, curves: Mapping[str, Points]) -> str:
     """What a training job told: plots, and the last value of each metric."""
-    last = {name: points[-1] for name, points in curves.items() if points}
+    last = {name: points[-1] for name, points in curves.items() if points and SUCCESS not in name}
     rows = [
         (safe(name), str(step), f"{value:.4g}") for name, (step, value) in sorted(last.items()) if value is not None
     ]
-    drawn = [image(p.alt, p.svg) for p in training_plots(job, curves)[:PLOTS_OF_A_JOB]]
+    shown = training_plots(job, curves)[:PLOTS_OF_A_JOB]
+    if (heat := heat_plot({job: curves})) is not None:
+        shown.append(heat)
+    drawn = [image(p.alt, p.svg) for p in shown]
     return "\n\n".join([*drawn, table(("metric", "last step", "value"), rows)]) + "\n"
 
 

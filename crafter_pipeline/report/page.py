@@ -69,6 +69,7 @@ def _environment() -> Environment:
         interval=text.interval,
         duration=text.duration,
         percent=text.percent,
+        p_value=text.p_value,
         words=text.words,
         seeds=text.seeds,
         fact=fact,

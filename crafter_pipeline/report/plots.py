@@ -16,12 +16,14 @@ import math
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from crafter_pipeline.dataset.manifest import Histogram
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
+from crafter_pipeline.learning_curves import STEPS, Points, Unlocks, finite
 from crafter_pipeline.report.text import MINUS, interval, number, percent, signed, words
 
 if TYPE_CHECKING:
@@ -40,9 +42,9 @@ COLOURS = {
 OTHER = "#cc79a7"
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FURTHER = ("#56b4e9", "#cc79a7", "#8a8f98")
+_HEAT = (0.0, 0.447, 0.698)
+"""Red, green and blue of a heat map's cells; how dense they are says the rest, on light pages and dark ones."""
 _PARTS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#8a8f98", "#56b4e9")
-Points = Sequence[tuple[float, float | None]]
-"""(training step, value); None and NaN are left out."""
 _INK = "#010203"  # stands for the page's text colour until the SVG is finished
 _WIDTH = 4.1  # inches at 72 units each: on a phone 9-unit text is about 10 px, on a desktop about 15 px
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
@@ -148,6 +150,28 @@ def success_dots(evaluations: Sequence[Evaluation]) -> str:
     return _svg(draw, _WIDTH, 0.7 + 0.18 * max(3, len(names)))
 
 
+def survival(evaluations: Sequence[Evaluation]) -> str:
+    """Share of episodes in which the player still lives, over the env steps of the episode, a line per player."""
+    rows = in_label_order(evaluations)
+    last = max((step for e in rows for step in e.env_steps), default=1)
+
+    def draw(ax: Axes) -> None:
+        styles = cycle(("-", (0, (4, 2)), (0, (1, 1)), (0, (6, 2, 1, 2))))
+        for e, style in zip(rows, styles, strict=False):  # labels of one's own share a colour
+            steps, shares = zip(*e.survival(), strict=True)
+            x, y = (*steps, max(e.env_steps, default=last)), [100 * share for share in (*shares, shares[-1])]
+            line: Any = {"color": colour(e.label), "linewidth": 1.6, "linestyle": style, "alpha": 0.9}
+            ax.step(x, y, where="post", label=_short(e.label), **line)
+        ax.set_xlim(0, last)
+        ax.set_ylim(0, 102)
+        ax.set_xlabel("env step")
+        ax.set_ylabel("alive, %")
+        ax.legend(frameon=False, loc="best", fontsize=7)
+        _grid(ax, "y")
+
+    return _svg(draw, _WIDTH, 1.9)
+
+
 def delta_plot(comparisons: Sequence[Comparison]) -> str:
     """Paired differences with 95 % intervals; filled where shown, hollow where not."""
 
@@ -168,30 +192,47 @@ def delta_plot(comparisons: Sequence[Comparison]) -> str:
     return _svg(draw, _WIDTH, 0.75 + 0.24 * len(comparisons))
 
 
-def curves(title: str, series: Mapping[str, Points], shade: str = COLOURS["sft"]) -> str:
-    """Metrics over training steps: faint as they came and, from 30 points on, their running means on top.
+def curves(
+    title: str,
+    series: Mapping[str, Points],
+    shade: str = COLOURS["sft"],
+    *,
+    over: str = STEPS,
+    bands: Mapping[str, tuple[Points, Points]] | None = None,
+) -> Drawing:
+    """Metrics over what was seen: faint as they came and, from 30 points on, their running means on top.
 
     Args:
         series: Name -> points; with several, the first has the colour and a legend tells them apart.
+        over: What the points' first numbers are.
+        bands: Name of a series -> the ends of its interval.
     """
 
     def draw(ax: Axes) -> None:
         for (name, points), colour_ in zip(series.items(), (shade, *_FURTHER), strict=False):
-            finite = _finite(points)
-            xs, ys = [x for x, _ in finite], [y for _, y in finite]
-            if len(finite) >= 30:
+            told = finite(points)
+            xs, ys = [x for x, _ in told], [y for _, y in told]
+            if bands is not None and name in bands:
+                low, high = (dict(finite(end)) for end in bands[name])
+                both = sorted(low.keys() & high.keys())
+                spread: Any = ([low[x] for x in both], [high[x] for x in both])
+                if len(both) > 1:
+                    ax.fill_between(both, *spread, color=colour_, alpha=0.18, linewidth=0)
+                else:
+                    ax.vlines(both, *spread, color=colour_, linewidth=1.1)
+            if len(told) >= 30:
                 ax.plot(xs, ys, color=colour_, linewidth=0.7, alpha=0.35)
                 ax.plot(xs, _running_mean(ys, max(3, len(ys) // 20)), color=colour_, linewidth=1.6, label=name)
             else:
-                marker = "o" if len(finite) <= 20 else None
+                marker = "o" if len(told) <= 20 else None
                 ax.plot(xs, ys, color=colour_, linewidth=1.6, marker=marker, markersize=3, label=name)
-        _finish_curves(ax, title, legend={"loc": "best"} if len(series) > 1 else None)
+        _finish_curves(ax, title, over, legend={"loc": "best"} if len(series) > 1 else None)
 
-    return _svg(draw, _WIDTH, 1.9)
+    return Drawing(draw, _WIDTH, 1.9)
 
 
-def shares(title: str, series: Mapping[str, Points]) -> str:
-    """Parts of a whole over training steps, one on top of the other. Equal steps in all of them."""
+def shares(title: str, series: Mapping[str, Points], *, over: str = STEPS) -> Drawing:
+    """Parts of a whole over what was seen, one on top of the other. Equal steps in all of them."""
 
     def draw(ax: Axes) -> None:
         steps = [x for x, _ in next(iter(series.values()))]
@@ -199,9 +240,87 @@ def shares(title: str, series: Mapping[str, Points]) -> str:
         ax.stackplot(steps, parts, labels=list(series), colors=_PARTS[: len(parts)], alpha=0.85, linewidth=0)
         ax.set_ylim(0, 1)
         beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "reverse": True}
-        _finish_curves(ax, title, legend=beside)
+        _finish_curves(ax, title, over, legend=beside)
 
-    return _svg(draw, _WIDTH, 2.2)
+    return Drawing(draw, _WIDTH, 2.2)
+
+
+def heat_map(stages: Sequence[Unlocks]) -> Drawing:
+    """How often each achievement was unlocked while the stages trained, one after the other; the darker, the oftener.
+
+    The most unlocked stand on top. Below, what a stage had seen by its first and its last column.
+    """
+    names, gap = by_rate(stages), 0.8
+    numbers: Any = {"fontsize": 7, "va": "top"}
+    widths = [max(5.0, len(stage.seen)) for stage in stages]  # of few columns: room for the stage's name
+
+    def draw(ax: Axes) -> None:
+        from matplotlib.patches import Patch
+
+        left, below = 0.0, len(names) + 0.25
+        for stage, width in zip(stages, widths, strict=True):
+            right = left + width
+            never = (0.0,) * len(stage.seen)
+            cells = [[(*_HEAT, _shade(rate)) for rate in stage.rates.get(name, never)] for name in names]
+            ax.imshow(cells, extent=(left, right, len(names), 0), interpolation="none", aspect="auto")
+            ax.text(left, -0.35, _short(stage.stage, 10), color=colour(stage.stage), fontsize=8, weight="bold")
+            ax.text(right, below, short_count(stage.seen[-1]), ha="right", **numbers)
+            if width >= 6 and len(stage.seen) > 1:  # else there is no room for both
+                ax.text(left, below, short_count(stage.seen[0]), ha="left", **numbers)
+            left = right + gap
+        ax.set_xlim(0, left - gap)
+        ax.set_ylim(len(names), 0)
+        ax.set_xticks([])
+        ax.set_yticks([i + 0.5 for i in range(len(names))], [_short(words(name), 24) for name in names], fontsize=8)
+        ax.set_xlabel(_units(stages), labelpad=12)
+        for side in ("left", "bottom"):
+            ax.spines[side].set_visible(False)
+        key = [Patch(facecolor=(*_HEAT, _shade(rate)), label=f"{100 * rate:.0f} %") for rate in (0, 0.25, 0.5, 0.75, 1)]
+        above: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.045), "borderaxespad": 0.0}
+        ax.legend(handles=key, ncols=5, fontsize=7, frameon=False, handlelength=1.0, columnspacing=0.9, **above)
+
+    return Drawing(draw, _WIDTH, 1.15 + 0.165 * max(3, len(names)))
+
+
+def by_rate(stages: Sequence[Unlocks]) -> list[str]:
+    """Achievements, the most unlocked first."""
+    total: dict[str, float] = {}
+    for stage in stages:
+        for name, rates in stage.rates.items():
+            total[name] = total.get(name, 0.0) + sum(rates) / len(rates)
+    return sorted(total, key=lambda name: (-total[name], name))
+
+
+def describe_heat(stages: Sequence[Unlocks]) -> str:
+    """The heat map in words: of each stage, what it unlocked how often at its end."""
+    told = []
+    for stage in stages:
+        last = sorted(((rates[-1], name) for name, rates in stage.rates.items()), key=lambda pair: (-pair[0], pair[1]))
+        often = ", ".join(f"{words(name)} {percent(rate)}" for rate, name in last[:5] if rate) or "nothing"
+        told.append(f"{stage.stage}, {stage.worlds}, after {short_count(stage.seen[-1])} {stage.unit}: {often}")
+    return "Episodes that unlocked each achievement while it trained. " + "; ".join(told)
+
+
+def _units(stages: Sequence[Unlocks]) -> str:
+    """What the numbers below the columns count: 'tokens trained; rl: episodes played'."""
+    named: dict[str, list[str]] = {}
+    for stage in stages:
+        named.setdefault(stage.unit, []).append(stage.stage)
+    (first, _), *others = named.items()
+    return "; ".join([first, *(f"{', '.join(of)}: {unit}" for unit, of in others)])
+
+
+def _shade(rate: float) -> float:
+    """How dense a cell is; what is rare can still be seen."""
+    return 0.05 if rate <= 0 else 0.12 + 0.83 * rate
+
+
+def short_count(seen: float) -> str:
+    """'640', '80 k', '1.2 M': how many, short enough for a tick."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if seen >= size:
+            return f"{seen / size:.3g}{unit}"
+    return f"{seen:.0f}"
 
 
 def trend(series: Mapping[str, Sequence[Night]]) -> str:
@@ -268,17 +387,19 @@ def describe_trend(series: Mapping[str, Sequence[Night]]) -> str:
     )
 
 
-def _finish_curves(ax: Axes, title: str, *, legend: dict[str, Any] | None) -> None:
+def _finish_curves(ax: Axes, title: str, over: str, *, legend: dict[str, Any] | None) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     ax.set_title(_short(title, 48))
-    ax.set_xlabel("training step")
+    ax.set_xlabel(over)
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    ax.xaxis.set_major_formatter(lambda seen, position: short_count(seen))
     ax.margins(x=0.02)
+    if over != STEPS:
+        ax.set_xlim(left=0)  # a job has seen nothing before it begins
     if legend is not None:
         ax.legend(fontsize=7, frameon=False, labelcolor=_INK, **legend)
     _grid(ax, "y")
-
-
-def _finite(points: Points) -> list[tuple[float, float]]:
-    return [(x, y) for x, y in points if y is not None and math.isfinite(x) and math.isfinite(y)]
 
 
 def count_bars(counts: Mapping[str, int], unit: str) -> str:
@@ -314,6 +435,23 @@ def range_bars(values: Mapping[str, tuple[float, float, float]], unit: str) -> s
         _grid(ax, "x")
 
     return _svg(draw, _WIDTH, 0.75 + 0.34 * len(values))
+
+
+def scatter(values: Mapping[str, tuple[float, tuple[float, float, float]]], x_unit: str, y_unit: str) -> str:
+    """Name -> (x, (mean, lowest, highest)): a named dot for each, with its interval."""
+
+    def draw(ax: Axes) -> None:
+        for shade, (name, (x, (mean, low, high))) in zip(cycle(_PARTS), values.items(), strict=False):
+            ax.vlines(x, low, high, color=shade, linewidth=1.6, alpha=0.55)
+            ax.plot(x, mean, "o", color=shade, markersize=5)
+            ax.annotate(_short(name, 24), (x, mean), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        ax.margins(x=0.18)
+        ax.set_xlim(left=0)
+        ax.set_xlabel(x_unit)
+        ax.set_ylabel(y_unit)
+        _grid(ax, "y")
+
+    return _svg(draw, _WIDTH, 2.6)
 
 
 def histogram(values: Histogram, counted: str) -> str:
@@ -386,19 +524,63 @@ def _grid(ax: Axes, axis: Any) -> None:
 # --------------------------------------------------------------------------- SVG
 
 
-def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
-    """Draw on fresh axes of width × height inches; a standalone SVG whose ink is `currentColor`."""
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A plot before it has a format."""
+
+    draw: Callable[[Axes], None]
+    width: float
+    """Inches, as the height."""
+    height: float
+
+    def svg(self) -> str:
+        """A standalone SVG whose ink is `currentColor`."""
+        return _svg(self.draw, self.width, self.height)
+
+    def png(self) -> bytes:
+        """On white, 200 dots per inch."""
+        return _saved(self.draw, self.width, self.height, format="png", dpi=200, facecolor="white")
+
+
+def sheet(drawings: Sequence[Drawing], columns: int = 2) -> bytes:
+    """Several plots as one PNG on white: each goes to the column that is shortest so far."""
+    from PIL import Image
+
+    pictures = [Image.open(io.BytesIO(drawing.png())).convert("RGB") for drawing in drawings]
+    columns = max(1, min(columns, len(pictures)))
+    width, margin = max(picture.width for picture in pictures), 30
+    tall = [margin] * columns
+    places = []
+    for picture in pictures:
+        column = tall.index(min(tall))
+        places.append((margin + column * (width + margin), tall[column]))
+        tall[column] += picture.height + margin
+    page = Image.new("RGB", (margin + columns * (width + margin), max(tall)), "white")
+    for picture, place in zip(pictures, places, strict=True):
+        page.paste(picture, place)
+    out = io.BytesIO()
+    page.save(out, format="png", optimize=True)
+    return out.getvalue()
+
+
+def _saved(draw: Callable[[Axes], None], width: float, height: float, **options: Any) -> bytes:
+    """Draw on fresh axes of width × height inches."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with _LOCK, matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasSVG(figure)
+        FigureCanvasAgg(figure)
         draw(figure.add_subplot())
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
+        out = io.BytesIO()
+        figure.savefig(out, **options)
+    return out.getvalue()
+
+
+def _svg(draw: Callable[[Axes], None], width: float, height: float) -> str:
+    """Draw on fresh axes; a standalone SVG whose ink is `currentColor`."""
+    text = _saved(draw, width, height, format="svg", metadata={"Date": None}).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
@@ -443,6 +625,13 @@ def describe_success(evaluations: Sequence[Evaluation]) -> str:
     return "Success rates, the highest of each player: " + "; ".join(told)
 
 
+def describe_survival(evaluations: Sequence[Evaluation]) -> str:
+    """The survival curves in words."""
+    return "Share of episodes in which the player lives to the end: " + "; ".join(
+        f"{e.label} {percent(e.survival()[-1][1])}" for e in in_label_order(evaluations)
+    )
+
+
 def describe_deltas(comparisons: Sequence[Comparison]) -> str:
     """The plot of differences in words."""
     return "Paired differences: " + "; ".join(
@@ -452,7 +641,7 @@ def describe_deltas(comparisons: Sequence[Comparison]) -> str:
 
 def describe_curves(title: str, series: Mapping[str, Points]) -> str:
     """A plot of metrics in words."""
-    last = {name: _finite(points) for name, points in series.items()}
+    last = {name: finite(points) for name, points in series.items()}
     return f"{title}: " + "; ".join(f"{name}, {len(p)} points, last {p[-1][1]:.4g}" for name, p in last.items() if p)
 
 

@@ -15,19 +15,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from crafter_pipeline.contracts import Compute
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, Evaluation, in_label_order
 from crafter_pipeline.files import replace_file, safe_name
+from crafter_pipeline.learning_curves import FILE, Curves, curves_csv, in_order
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.dataset import DatasetView
 from crafter_pipeline.report.lineage import lineage, trees
 from crafter_pipeline.report.page import figure, plain, render
-from crafter_pipeline.report.training import training_plots
+from crafter_pipeline.report.training import heat_plot, training_plots
 
 Status = Literal["succeeded", "partial", "failed"]
-Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]]
-"""{"sft": {metric: [(training step, value)]}, "dagger-1": {…}, "rl": {…}}"""
 
 TRAINED = ("sft", "dagger", "rl")
 """Labels of language models that we trained, in the order they are trained."""
@@ -41,6 +41,8 @@ class Stage:
     seconds: float
     state: str
     """Prefect's word: completed, cached, failed, skipped, …"""
+    compute: Compute | None = None
+    """What its training job used up; None: it had none, or nobody tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class ModelRecord:
     """Of the JSONL it was tuned on; None: RL, no dataset."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """Further facts (job, parameters, tokens, training steps); shown and kept as they are."""
+    compute: Compute | None = None
+    """What its training used up; None: its backend does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +138,23 @@ class RunReport:
                 "created_at": datetime.fromtimestamp(self.created_at, UTC).isoformat(),
                 "learned": verdict(self).learned,
                 "headline": verdict(self).sentence,
-                "stages": [{"name": s.name, "seconds": s.seconds, "state": s.state} for s in self.stages],
+                "stages": [
+                    {"name": s.name, "seconds": s.seconds, "state": s.state, **_cost(s.compute)} for s in self.stages
+                ],
                 "evaluations": [e.to_json() for e in in_label_order(self.evaluations)],
                 "comparisons": [c.to_json() for c in self.comparisons],
                 "dataset": None if self.dataset is None else asdict(self.dataset),
                 "models": [
-                    {**m.facts, "id": m.id, "parent": m.parent, "dataset_sha256": m.dataset_sha256} for m in self.models
+                    {
+                        **m.facts,
+                        **_cost(m.compute),
+                        "id": m.id,
+                        "parent": m.parent,
+                        "dataset_sha256": m.dataset_sha256,
+                    }
+                    for m in self.models
                 ],
+                "curves": FILE if self.training else None,
                 "training": {job: {k: list(v) for k, v in curves.items()} for job, curves in self.training.items()},
                 "warnings": list(self.warnings),
                 "examples": [
@@ -159,7 +173,7 @@ class RunReport:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], folder: Path) -> RunReport:
         """Read what `to_json` wrote, and from `folder` the pictures that it names."""
-        own = ("id", "parent", "dataset_sha256")
+        own = ("id", "parent", "dataset_sha256", "compute")
         try:
             return cls(
                 run_id=data["run_id"],
@@ -167,12 +181,21 @@ class RunReport:
                 status=data["status"],
                 created_at=datetime.fromisoformat(data["created_at"]).timestamp(),
                 config=data.get("config", {}),
-                stages=[Stage(s["name"], s["seconds"], s["state"]) for s in data.get("stages", ())],
+                stages=[
+                    Stage(s["name"], s["seconds"], s["state"], Compute.of(s.get("compute")))
+                    for s in data.get("stages", ())
+                ],
                 evaluations=[Evaluation.from_json(e) for e in data.get("evaluations", ())],
                 comparisons=[Comparison.from_json(c) for c in data.get("comparisons", ())],
                 dataset=None if data.get("dataset") is None else DatasetManifest.from_json(data["dataset"]),
                 models=[
-                    ModelRecord(m["id"], m["parent"], m["dataset_sha256"], {k: v for k, v in m.items() if k not in own})
+                    ModelRecord(
+                        m["id"],
+                        m["parent"],
+                        m["dataset_sha256"],
+                        {k: v for k, v in m.items() if k not in own},
+                        Compute.of(m.get("compute")),
+                    )
                     for m in data.get("models", ())
                 ],
                 training={
@@ -191,6 +214,10 @@ class RunReport:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as e:
             raise DataError(f"Not a report of ours: {e!r}.") from e
+
+
+def _cost(used: Compute | None) -> dict[str, Any]:
+    return {} if used is None else {"compute": used.to_json()}
 
 
 # --------------------------------------------------------------------------- did it learn?
@@ -255,7 +282,7 @@ def _pair(comparisons: Sequence[Comparison], a: str, b: str) -> Comparison | Non
 
 
 def write_report(report: RunReport, folder: Path | str) -> tuple[Path, Path]:
-    """Write the pictures, report.html, then report.json, into `folder`; each appears whole or not at all.
+    """Write the pictures, the curves, report.html, then report.json, into `folder`; each appears whole or not at all.
 
     (json, html)
     """
@@ -263,6 +290,8 @@ def write_report(report: RunReport, folder: Path | str) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for picture in report.pictures:
         replace_file(folder / picture.file, picture.png)
+    if report.training:
+        replace_file(folder / FILE, curves_csv(report.training))
     as_json = json.dumps(report.to_json(), indent=1, allow_nan=False)
     html = replace_file(folder / "report.html", render_html(report))
     return replace_file(folder / "report.json", as_json + "\n"), html
@@ -285,7 +314,7 @@ def read_report(path: Path | str) -> RunReport:
 
 def render_html(report: RunReport) -> str:
     """The page."""
-    evaluations = in_label_order(report.evaluations)
+    evaluations, unlocked = in_label_order(report.evaluations), heat_plot(report.training)
     return render(
         "report.html.j2",
         report=report,
@@ -299,10 +328,13 @@ def render_html(report: RunReport) -> str:
         if report.comparisons
         else None,
         heat=success_rows(evaluations),
-        curves=[(job, *_curves(job, report)) for job in _jobs(report)],
+        curves=[(job, *_curves(job, report)) for job in in_order(dict.fromkeys(["sft", "rl", *report.training]))],
+        unlocks=None if unlocked is None else figure("unlocks", unlocked.svg, unlocked.alt),
+        curves_file=FILE if report.training else None,
         dataset=None if report.dataset is None else DatasetView(report.dataset),
         pictures=[(p, "data:image/png;base64," + base64.b64encode(p.png).decode()) for p in report.pictures],
         lineage=trees(lineage(report)),
+        costs=[(s.name, s.compute) for s in report.stages if s.compute is not None],
         longest=max([s.seconds for s in report.stages] + [1e-9]),
         total_seconds=sum(s.seconds for s in report.stages),
         toml=text.toml(report.config) if report.config else "",
@@ -318,14 +350,10 @@ def success_rows(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[floa
     return sorted(rows, key=lambda row: (-sum(r or 0.0 for r in row[1]), row[0]))
 
 
-def _jobs(report: RunReport) -> list[str]:
-    """Whose curves are shown: fine-tuning, each round of DAgger, RL; and whatever else there is."""
-    rounds = sorted(job for job in report.training if job.startswith("dagger"))
-    return list(dict.fromkeys(["sft", *rounds, "rl", *report.training]))
-
-
-def _curves(job: str, report: RunReport) -> tuple[Any, list[Any]]:
-    """(the plot that matters, the others)."""
-    drawn = enumerate(training_plots(job, report.training.get(job)))
-    figures = [figure(f"{job}{i}", plot.svg, plot.alt) for i, plot in drawn]
-    return (figures[0] if figures else None), figures[1:]
+def _curves(job: str, report: RunReport) -> tuple[list[Any], list[Any]]:
+    """(the plots that matter, the others)."""
+    drawn = training_plots(job, report.training.get(job))
+    shown = [plot.main or i == 0 for i, plot in enumerate(drawn)]
+    figures = [figure(f"{job}{i}", plot.svg, plot.alt) for i, plot in enumerate(drawn)]
+    pairs = list(zip(figures, shown, strict=True))
+    return [f for f, first in pairs if first], [f for f, first in pairs if not first]

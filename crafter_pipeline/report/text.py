@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crafter_pipeline.contracts import Compute
 
 MINUS = "\u2212"
 
@@ -41,6 +44,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def compute(used: Compute) -> str:
+    """'3 min 05 s, 4 min 10 s of CPU, 1,204,000 tokens, 256 episodes'."""
+    told = [duration(used.wall_seconds), f"{duration(used.cpu_seconds)} of CPU"]
+    if used.gpu_seconds:
+        told.append(f"{duration(used.gpu_seconds)} of GPU")
+    if used.tokens:
+        told.append(f"{used.tokens:,} tokens")
+    if used.episodes is not None:
+        told.append(f"{used.episodes:,} episodes")
+    return ", ".join(told)
+
+
 def percent(rate: float) -> str:
     """0.123 → '12 %'; what is neither none nor all never reads '0 %' or '100 %'."""
     value = 100 * rate
@@ -49,6 +64,13 @@ def percent(rate: float) -> str:
     if 99 < value < 100:
         return ">99 %"
     return f"{value:.0f} %"
+
+
+def p_value(value: float | None) -> str:
+    """'0.03', '<0.001', '–' where there is none."""
+    if value is None:
+        return "–"
+    return "<0.001" if value < 0.001 else f"{value:.3f}" if value < 0.01 else f"{value:.2f}"
 
 
 def words(name: str) -> str:

@@ -15,14 +15,11 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from crafter_pipeline.config import DEV_SEEDS_START, GATE_SEEDS_START, HELD_OUT_SEEDS_START
+from crafter_pipeline.config import split_of
 from crafter_pipeline.traces.reader import list_attempts
 
 if TYPE_CHECKING:
     import duckdb
-
-SUITES = (("held_out", HELD_OUT_SEEDS_START), ("gate", GATE_SEEDS_START), ("dev", DEV_SEEDS_START), ("train", 0))
-"""Suites of world seeds and where each begins, the last one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +124,8 @@ def _of_model(
         output_tokens=int(calls.get("output_tokens", 0)),
         latency_p50_ms=_finite(calls.get("latency_p50")),
         latency_p95_ms=_finite(calls.get("latency_p95")),
-        seeds=_ordered(Counter(suite(seed) for seed in seeds)),
+        seeds=_ordered(Counter(split_of(seed) for seed in seeds)),
     )
-
-
-def suite(seed: int) -> str:
-    """The suite that a world seed belongs to."""
-    return next((name for name, start in SUITES if seed >= start), "train")
 
 
 def _kind(error: str) -> str:

@@ -35,6 +35,7 @@ from crafter_pipeline.game.rules import COW, OFFSETS, SKELETON, TREE, ZOMBIE
 from crafter_pipeline.game.setup import CrafterSetup, outcome
 from crafter_pipeline.game.worldgen import generate_world
 from crafter_pipeline.rewards import Counters
+from task_app.environments.balrog import PROMPT as BALROG_PROMPT
 from task_app.environments.protocol import Setup, Step
 from task_app.policies import Policy
 
@@ -117,6 +118,8 @@ _LEGENDS = {
     "synth": "The map shows the 5x5 cells around you, transposed: its rows go from left to right in the world, its "
     "columns from up to down, so that the cell on your right is printed below you. Position and facing are [x, y], x "
     "to the right, y down.",
+    "balrog": "Of each kind of thing in view the nearest is told: its distance in steps, and the direction to it. "
+    "North is up, west is left.",
     "image": f"{_MAP} {_PICTURE}",
     "image-only": _PICTURE,
 }
@@ -302,12 +305,15 @@ class CrafterEnvironment:
         return CRITERIA
 
     def system_prompt(self, policy: Policy, setup: Setup) -> str:
-        """The tiny student's one line, or rules, legend, actions and answer format; with a task its goal."""
+        """The tiny student's one line, BALROG's words, or rules, legend, actions and answer format; with a task its
+        goal."""
         assert isinstance(setup, CrafterSetup)
         if policy.system_prompt is not None:
             return policy.system_prompt
         if policy.is_tiny:
             return " ".join((CRAFTER.tiny_system_prompt, *((setup.task,) if setup.task else ())))
+        if policy.is_balrog:
+            return "\n\n".join((BALROG_PROMPT, *_of_setup(setup)))
         n = policy.max_actions_per_turn
         some = "one action" if n == 1 else f"one to {n} actions, in the order in which they are played"
         if policy.use_tools:

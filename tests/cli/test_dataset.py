@@ -253,7 +253,7 @@ def test_a_tomls_own_date_is_read_with_overrides_too():
 
 def test_every_config_is_parsed_by_a_test():
     folders = {path.parent.name for path in (ROOT / "configs").rglob("*.toml")}
-    assert folders == {"profiles", "filters", "recipes"}
+    assert folders == {"profiles", "filters", "recipes", "sweeps", "results"}
 
 
 # --------------------------------------------------------------------------- which databases

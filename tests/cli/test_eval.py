@@ -228,6 +228,49 @@ def test_the_flat_file_and_its_variables(models, monkeypatch):
     assert (told["evaluations"][0]["seeds"], told["evaluations"][0]["turns"]) == ([7], 3), "a flag wins over a variable"
 
 
+def test_a_suite_says_what_is_played_and_a_table_pools_what_was(models, capsys, monkeypatch):
+    monkeypatch.setattr(report, "render_evaluation", render_evaluation)
+    command = ["eval", "--suite", "crafter-50", "--split", "dev", "--seeds", "6", "--out", "dev"]
+    assert main([*command, "--models", "crafter-random,crafter-expert"]) == 0
+    told = report_of("dev")
+    random, teacher = told["evaluations"]
+    assert (told["suite"], told["environment"], told["max_turns"]) == ("crafter-50", "crafter", 50)
+    assert (teacher["seeds"], teacher["max_steps"], teacher["split"]) == (list(range(900_000, 900_006)), 50, "dev")
+    assert {player["policy"]["observation"] for player in told["players"]} == {"sparse"}
+    rows = [row for row in told["rows"] if row["label"] == "teacher"]
+    for row in rows:
+        assert set(row["unlocked_at"]) == set(row["achievements"]) and 1 <= min(row["unlocked_at"].values())
+        assert max(row["unlocked_at"].values()) <= row["env_steps"] == 50
+    wood = sorted(row["unlocked_at"]["collect_wood"] for row in rows)
+    assert teacher["first_unlock"]["collect_wood"] == (wood[2] + wood[3]) / 2
+    assert teacher["mean_without_wake_up"] == teacher["mean_achievements"] - teacher["success_rates"]["wake_up"]
+    low, high = teacher["success_ci95"]["collect_wood"]
+    assert low < teacher["success_rates"]["collect_wood"] <= high
+    assert (teacher["completion_tokens"], teacher["invalid_share"]) == (100.0, 0.0)
+    (pair,) = told["comparisons"]
+    assert pair["p_value"] == pair["p_holm"] < 0.1 and pair["seeds_to_see_0.3"] >= 6
+    page = Path("dev/report.html").read_text()
+    assert "suite crafter-50" in page and "seeds to see 0.3" in page and "without<br>wake up" in page
+    capsys.readouterr()
+
+    assert main(["eval-table", "dev", "--success"]) == 0
+    table = capsys.readouterr().out
+    assert f"| teacher | 1 | 6 | {teacher['mean_achievements']:.2f} [" in table and "900000 to 900005 (dev)" in table
+    assert "| collect wood | " in table and "| teacher − random | +" in table
+    assert main(["eval-table", "dev", "other=dev", "--json"]) == 0
+    Path("kept.json").write_text(capsys.readouterr().out)
+    assert main(["eval-table", "kept.json", "--against", "random"]) == 0
+    assert capsys.readouterr().out.count(" − random |") == 3
+
+
+def test_the_suites_are_listed(capsys):
+    assert main(["eval", "--suites"]) == 0
+    listed = capsys.readouterr().out
+    assert "crafter-balrog" in listed and "10,000" in listed and "100 held_out" in listed
+    assert main(["eval", "--suites", "--json"]) == 0
+    assert [suite["name"] for suite in json.loads(capsys.readouterr().out)][2] == "crafter-200"
+
+
 def test_what_had_no_effect_is_said_once(models, capsys):
     Path("recipe.toml").write_text(RECIPE.replace("max_tokens = 64", "stop_after_tool_calls = 1"))
     assert main(["eval", "--config", "recipe.toml", "--out", "out", "--max-turns", "2"]) == 0

@@ -107,7 +107,7 @@ def test_the_bodies_are_those_that_a_run_sends(tmp_path):
         environment="crafter",
         policy=config.evaluate.policy,
     )
-    known = json.dumps(rl).replace("{model of submit-sft}", "fft:crafter-tiny:job_1")
+    known = json.dumps(rl).replace("{model of dagger-1-sft}", "fft:crafter-tiny:job_1")
     assert json.loads(known.replace(plan.task_app_url, "http://127.0.0.1:1")) == sent
 
 

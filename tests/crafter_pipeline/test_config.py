@@ -46,6 +46,11 @@ def test_every_profile_parses(path):
         ),
         ({"dagger": {"rounds": 2, "seeds": {"start": 999_900, "count": 60}}}, ["dagger.seeds", "held-out"]),
         ({"evaluate": {"baseline_seeds": {"start": 5}}}, ["baseline_seeds must lie within seeds"]),
+        ({"environment": "math", "baselines": ["mlp"]}, ["baselines", "plays crafter, not math"]),
+        (
+            {"baselines": ["mlp"], "collect": {"policy": {"observation": "synth"}}},
+            ["baselines", "sparse, compact, rich", "'synth'"],
+        ),
         ({"nonsense": 1}, ["nonsense", "valid keys"]),
     ],
 )

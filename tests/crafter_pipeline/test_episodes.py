@@ -31,6 +31,14 @@ def test_options_of_the_environment_reach_the_task_app_and_make_it_another_episo
         assert spec.run_id(3) != plain.run_id(3)
 
 
+def test_several_limits_are_dealt_to_the_seeds_and_long_episodes_broken_off():
+    config = CollectConfig(max_env_steps=[200, 10_000], max_turns=600, seeds={"start": 0, "count": 5})
+    spec = EpisodeSpec.to_collect(config, URL, URL)
+    asked = [(r.env.config["max_env_steps"], r.policy.config["max_llm_calls"]) for r in map(spec.request, range(3))]
+    assert asked == [(200, 200), (10_000, 600), (200, 200)]
+    assert config.most_turns == 3 * 200 + 2 * 600
+
+
 # --------------------------------------------------------------------------- traces of a task app elsewhere
 
 

@@ -16,7 +16,7 @@ from crafter_pipeline.expert import Expert, parse  # noqa: E402
 from crafter_pipeline.game import ACTIONS, DIFFICULTIES, KINDS, Game, render_text  # noqa: E402
 from crafter_pipeline.gymnasium_env import ID, CrafterEnv  # noqa: E402
 
-FORMS = ("pixels", "dict", "sparse", "compact", "rich", "synth")
+FORMS = ("pixels", "dict", "sparse", "compact", "rich", "synth", "balrog")
 
 
 @pytest.mark.parametrize("observation", FORMS)

@@ -174,3 +174,17 @@ def test_a_report_says_who_is_worse(nights: Nights):
     assert report.regressed == ("champion",)
     assert report.says.startswith("2 models judged; champion (rl:crafter-tiny:job_1) unlocks 2.00")
     assert report.says.endswith("worse; x could not be judged; latest:sft passed over")
+
+
+def test_a_suite_stands_for_what_it_says_and_keys_beside_it_win():
+    named = NightlyConfig.model_validate({"suite": "crafter-200", "seeds": {"start": 1_000_000, "count": 8}})
+    plain = NightlyConfig.model_validate({"max_env_steps": 200, "seeds": {"start": 1_000_000, "count": 8}})
+    assert named.conditions() == plain.conditions(), "a baseline without the name is comparable"
+    assert NightlyConfig.model_validate(named.model_dump(mode="json")) == named
+    math = NightlyConfig.model_validate({"suite": "math-hard", "policy": {"temperature": 0.5}})
+    assert (math.environment, math.env_config["level"], math.seeds.count) == ("math", "hard", 200)
+    assert (math.policy.history, math.policy.temperature) == (0, 0.5)
+    with pytest.raises(ValidationError, match="did you mean 'crafter-200'"):
+        NightlyConfig.model_validate({"suite": "crafter-2000"})
+    with pytest.raises(ValidationError, match="mixes splits"):
+        NightlyConfig.model_validate({"seeds": {"start": 899_990, "count": 20}})

@@ -8,7 +8,7 @@ import pytest
 
 from crafter_pipeline import run_report
 from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.contracts import EpisodeResult, Reply, Rollout, StopReason, Turn
+from crafter_pipeline.contracts import Compute, EpisodeResult, Reply, Rollout, StopReason, Turn
 from crafter_pipeline.episodes import Collected, EpisodeSpec
 from crafter_pipeline.evaluation import evaluate
 from crafter_pipeline.game import render_text
@@ -136,8 +136,9 @@ def test_a_model_of_dagger_tells_how_its_student_played_and_distillation_is_no_r
         "dagger-1-collect": Collected(model=MODEL, episodes=16, mean_achievements=5.5, mean_reward=5.0, env_steps=9),
         "dagger-1-join": make_manifest(rows=80, labels={"crafter-expert": 30}),
         "dagger-1-sft": TrainedModel(id="m2", job_id="job_2", parent=MODEL, curves={"train.loss": [(1, 2.0)]}),
-        "submit-rl": TrainedModel(id="m3", job_id="job_3", parent="m2"),
+        "submit-rl": TrainedModel(id="m3", job_id="job_3", parent="m2", compute=Compute(9.0, 8.0, 0.0, 700, 16, 160)),
     }
+    run.stages = [("dagger-1-sft", 5.0, "completed"), ("submit-rl", 10.0, "completed")]
     run.config = PipelineConfig(name="t", rl={"advantage": "distillation", "teacher": "m2"})
     report = report_of(run)
     sft, dagger, rl = (model.facts for model in report.models)
@@ -145,4 +146,6 @@ def test_a_model_of_dagger_tells_how_its_student_played_and_distillation_is_no_r
     assert (dagger["method"], dagger["student_achievements"], dagger["rows"]) == ("dagger round 1", 5.5, 80)
     assert (rl["method"], rl["teacher"]) == ("on-policy distillation", "m2")
     assert list(report.training) == ["sft", "dagger-1", "rl"]
+    assert [s.compute for s in report.stages] == [None, Compute(9.0, 8.0, 0.0, 700, 16, 160)]
+    assert report.models[2].compute == report.stages[1].compute
     assert "dagger round 1" in render_html(report)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import prefect.flow_engine
 import pytest
 
 from flows.decorator import flow
+from tasks.states import told
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -27,3 +29,29 @@ def test_a_retried_run_gets_the_result_of_each_call_and_not_that_of_its_place():
         return got
 
     assert whole() == ["second"]
+
+
+def test_a_part_whose_last_answer_gets_lost_still_returns_its_result(monkeypatch):
+    """Prefect asks the server for the state, and that has no results: MissingResult."""
+    propose = prefect.flow_engine.propose_state_sync
+    lost: list[str] = []
+
+    def lossy(*args, **kwargs):
+        state = propose(*args, **kwargs)
+        if state.is_completed() and not lost:
+            lost.append(state.name)
+            return state.model_copy(update={"data": None})
+        return state
+
+    monkeypatch.setattr(prefect.flow_engine, "propose_state_sync", lossy)
+
+    @flow(name="part")
+    def part() -> int:
+        return told(3, says="three, in words")
+
+    @flow(name="whole")
+    def whole() -> int:
+        return part() + 1
+
+    assert whole() == 4
+    assert lost, "the test lost nothing"

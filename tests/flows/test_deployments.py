@@ -40,6 +40,7 @@ ENTRYPOINTS = {
     "promote": "flows.promote.promote",
     "rollback": "flows.rollback.rollback",
     "nightly-eval": "flows.nightly_eval.nightly_eval",
+    "sweep": "flows.sweep.sweep",
     "alert": "flows.alert.alert",
 }
 

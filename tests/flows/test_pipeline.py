@@ -114,6 +114,27 @@ def test_a_run_goes_through_every_stage_and_a_second_one_does_nothing(world, con
     assert {s.state for s in read_report(folder).stages[1:]} == {"cached"}
 
 
+def test_a_baseline_network_learns_from_the_students_rows_and_is_judged_beside_it(world, config):
+    task_app, backend, root = world
+    asked = {"baselines": ["random", "teacher", "mlp"], "sft": {"seed": 7}}
+    config = PipelineConfig.model_validate({**config.model_dump(mode="json"), **asked})
+    crafter_pipeline(profile="test", config=config)
+    report = read_report(root / "latest")
+    names = [*STAGES[:5], "submit-mlp", "evaluate-mlp", *STAGES[5:]]
+    assert [s.name for s in report.stages] == names
+    assert [s.name for s in dry_run(Run(root / "latest", config), load_settings()).stages] == names
+    assert [(e.label, len(e.seeds)) for e in report.evaluations] == [
+        ("random", 2), ("teacher", 2), ("mlp", 4), ("sft", 4), ("rl", 4),
+    ]  # fmt: skip
+    assert {("teacher", "mlp"), ("mlp", "sft"), ("mlp", "rl")} < {(c.a, c.b) for c in report.comparisons}
+    network, student = (job for job in backend.asked if "file_id" in job)
+    assert (network["config"].base_model, network["config"].seed) == ("crafter-mlp", 7)
+    assert network["validation_file_id"] and student["validation_file_id"] and network["config"] != student["config"]
+    assert report.models[2].parent == report.models[1].id, "RL goes on from the student"
+    played = [r for r in task_app.requests if r.policy.config["model"] == report.models[0].id]
+    assert {(r.policy.config["temperature"], r.policy.config["history"]) for r in played} == {(0.5, 0)}
+
+
 def test_a_failed_run_reports_and_the_next_one_goes_on(world, config, monkeypatch):
     task_app, backend, root = world
     with monkeypatch.context() as patch:

@@ -147,6 +147,9 @@ class FakeBackend(Flaky):
             return str(self.champion)
         return str(self.model(name)["id"]) if name.startswith("latest:") else name
 
+    def slots(self) -> int:
+        return 1
+
     def verify_task_app(self, url: str) -> dict[str, Any]:
         self._call("verify_task_app")
         return {"any_ok": True}

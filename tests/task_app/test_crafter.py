@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from random import Random
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from crafter_pipeline.contracts import PolicySpec, StopReason
+from crafter_pipeline.contracts import PolicySpec, Reply, StopReason
 from crafter_pipeline.errors import FieldError
 from crafter_pipeline.game import (
     ACHIEVEMENTS,
@@ -524,11 +525,22 @@ def test_no_sentence_of_the_rules_is_without_a_proof():
     assert rules.replace("-", "").split() == ["How", "the", "world", "works"]
 
 
-@pytest.mark.parametrize("observation", ["sparse", "compact", "rich", "synth", "image", "image-only"])
+@pytest.mark.parametrize("observation", ["sparse", "compact", "rich", "synth", "balrog", "image", "image-only"])
 def test_every_observation_has_a_legend(observation):
     prompt = ENVIRONMENT.system_prompt(make_policy(observation=observation), ENVIRONMENT.prepare({}))
     assert ("transposed" in prompt) == (observation == "synth")
     assert ("picture" in prompt) == observation.startswith("image")
+
+
+def test_balrogs_prompt_names_actions_that_are_understood():
+    asked = make_policy(observation="balrog", use_tools=False, max_actions_per_turn=1)
+    prompt = ENVIRONMENT.system_prompt(asked, ENVIRONMENT.prepare({}))
+    assert prompt.startswith("You are an agent playing Crafter.") and "22. Collect Diamond" in prompt
+    named = re.findall(r"^([A-Z][A-Za-z ]+): ", prompt, re.MULTILINE)
+    actions = [ENVIRONMENT.read(Reply(content=name), asked).actions for name in named]
+    assert len(actions) == 17 and sorted(a for (a,) in actions) == sorted(ACTIONS), "each of them once"
+    several = make_policy(observation="balrog", use_tools=False, max_actions_per_turn=2)
+    assert "nearest is told" in ENVIRONMENT.system_prompt(several, ENVIRONMENT.prepare({}))
 
 
 # --------------------------------------------------------------------------- env.config

@@ -14,6 +14,7 @@ import pytest
 from crafter_pipeline.clients.chat import ChatClient
 from crafter_pipeline.contracts import EpisodeResult, RolloutResponse
 from crafter_pipeline.environments import CRAFTER
+from crafter_pipeline.game import Game
 from crafter_pipeline.settings import Settings
 from task_app.app import make_app
 
@@ -223,6 +224,16 @@ def test_a_key_of_the_request_goes_to_the_model_and_nowhere_else(serve, make_cha
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) >= 3 and not [path for path in files if secret.encode() in path.read_bytes()]
     assert secret not in caplog.text
+
+
+def test_the_answer_tells_which_env_step_unlocked_what(serve, make_chat, make_body):
+    """This sleeper wakes at env step 47, in the middle of its sixth turn of eight actions."""
+    chat = make_chat("noop, noop, sleep, noop, noop, sleep, noop, noop")
+    body = make_body(policy={"max_actions_per_turn": 8}, env={"max_env_steps": 48})
+    details = play(serve(chat), body).metrics.details
+    game = Game(3, max_steps=48)
+    played = [game.step("noop noop sleep noop noop sleep noop noop".split()[i % 8]).unlocked for i in range(48)]
+    assert details["unlocked_at"] == {name: i for i, names in enumerate(played, start=1) for name in names} != {}
 
 
 def test_the_same_run_id_is_answered_from_the_ledger(serve, make_chat, make_body, trace_rows):

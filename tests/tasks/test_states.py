@@ -38,7 +38,8 @@ def make_evaluation() -> Callable[[str, int], Evaluation]:
 
 
 def test_a_run_in_one_line(make_evaluation):
-    players = [make_evaluation(label, n) for label, n in (("random", 1), ("teacher", 9), ("sft", 5), ("rl", 6))]
-    assert journey(players, 840.0) == (
-        "succeeded in 14 min: random 1.00 → sft 5.00 → rl 6.00 achievements (teacher 9.00)"
-    )
+    played = (("random", 1), ("teacher", 9), ("mlp", 4), ("sft", 5), ("rl", 6))
+    players = [make_evaluation(label, n) for label, n in played]
+    line = "succeeded in 14 min: random 1.00 → sft 5.00 → rl 6.00 achievements"
+    assert journey(players, 840.0) == f"{line} (teacher 9.00, mlp 4.00)"
+    assert journey(players[-2:], 840.0) == "succeeded in 14 min: sft 5.00 → rl 6.00 achievements"

@@ -14,10 +14,10 @@ from train_app.jobs import JobFilter, JobStore, model_folder
 from train_app.slots import SLOTS_VARIABLE, Slot, SlotPool, find_slots, job_environment
 from train_app.supervisor import (
     GRACE_SECONDS,
-    INSTALL_HINT,
     POLL_SECONDS,
     Supervisor,
     end_left_over,
+    missing_package,
     worker_command,
 )
 
@@ -255,4 +255,11 @@ def test_without_torch_a_job_says_what_to_install(tmp_path, monkeypatch, wait_un
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with supervised(tmp_path, None) as (store, job):
         wait_until_there(lambda: store.get(job.id).final)
-        assert store.get(job.id).error == INSTALL_HINT
+        assert "torch is missing. Run: pip install 'crafter-pipeline[train]'" in store.get(job.id).error
+
+
+def test_each_kind_of_model_names_its_own_packages(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "sklearn" else name)
+    assert missing_package("crafter-tiny") is None
+    hint = missing_package("crafter-mlp")
+    assert "scikit-learn is missing" in hint and "'crafter-pipeline[baseline]'" in hint

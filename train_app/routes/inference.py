@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from crafter_pipeline.errors import ServiceError
+from crafter_pipeline.errors import ConfigError, DataError, ServiceError
+from crafter_pipeline.model_names import is_mlp, student_size
 from crafter_pipeline.tokens import TINY
 from train_app.answers import openai_error
 from train_app.backend import Backend
-from train_app.builtin import NoObservation, builtin_models, completion, completion_stream
+from train_app.builtin import Model, NoObservation, builtin_models, completion, completion_stream
 from train_app.disconnects import Gone, unless_gone
 from train_app.guard import Guard
 from train_app.inference_proxy import InferenceProxy, Keep
 from train_app.jobs import ALIASES, is_moving
+from train_app.mlp import MlpModel, Network
 
+LOADED_NETWORKS = 16
 PREFIXES = ("/v1", "/api/inference/v1", "/api/v1/inference/v1")
 CHAT, COMPLETIONS = "chat/completions", "completions"
 
@@ -103,7 +107,12 @@ class Inference:
                 self._resolved[name] = found
             return found
         path = self._backend.store.weights_of(name, self._backend.aliases)
-        if path != name or name == TINY or (Path(name) / "config.json").is_file() or Path(name).suffix == ".gguf":
+        if (
+            path != name
+            or student_size(name) is not None
+            or (Path(name) / "config.json").is_file()
+            or Path(name).suffix == ".gguf"
+        ):
             return path, name
         return None
 
@@ -127,25 +136,37 @@ class Inference:
             return openai_error(400, "`model` is missing.")
         builtin = self._backend.aliases.get(name, name) if name not in self._builtins else name
         if builtin in self._builtins:
-            return self._scripted(builtin, body, path)
+            return self._in_process(builtin, self._builtins[builtin], body, path)
         found = self.weights_of(name)
-        return self.no_model(name) if found is None else await self.pass_on(request, raw, path, found)
+        if found is None:
+            return self.no_model(name)
+        source, model_id = found
+        if not is_mlp(model_id):
+            return await self.pass_on(request, raw, path, found)
+        try:
+            return self._in_process(model_id, _mlp(source), body, path)
+        except DataError as e:
+            return openai_error(503, str(e), "model_unavailable")
 
-    def _scripted(self, name: str, body: Mapping[str, Any], path: str) -> Response:
+    def _in_process(self, name: str, model: Model, body: Mapping[str, Any], path: str) -> Response:
         if path != CHAT:
-            return openai_error(400, f"{name} is a script that reads conversations; ask it at chat/completions.")
+            return openai_error(400, f"{name} reads conversations alone; ask it at chat/completions.")
         try:
             if body.get("stream"):
-                events = completion_stream(name, self._builtins[name], body)
-                return Response(events, media_type="text/event-stream")
-            return Response(completion(name, self._builtins[name], body), media_type="application/json")
-        except NoObservation as e:
+                return Response(completion_stream(name, model, body), media_type="text/event-stream")
+            return Response(completion(name, model, body), media_type="application/json")
+        except (NoObservation, ConfigError) as e:
             return openai_error(400, str(e))
 
     def _known(self) -> list[str]:
         trained = (m.id for m in self._backend.store.models(limit=1000))
         held = (alias for alias in ALIASES if self._backend.store.resolve_model(alias) is not None)
         return [*self._builtins, TINY, *self._backend.aliases, *held, *trained]
+
+
+@lru_cache(maxsize=LOADED_NETWORKS)
+def _mlp(folder: str) -> MlpModel:
+    return MlpModel(Network.load(folder))
 
 
 def _model_view(name: str) -> dict[str, Any]:

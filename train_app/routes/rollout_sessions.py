@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from crafter_pipeline.model_names import is_mlp
 from train_app.answers import error_body, iso, openai_error
 from train_app.routes.inference import CHAT, COMPLETIONS, Inference
 from train_app.workers.capture import CapturedCall, Captures, sample_from_view, shown
@@ -89,12 +90,16 @@ class RolloutSessions:
     # ------------------------------------------------------------------ with the key
 
     def open(self, asked: SessionRequest, request: Request) -> dict[str, Any]:
-        """A new rollout. 404: no such model with weights. 429: too many are open."""
+        """A new rollout. 404: no such model with weights. 400: it has no tokens. 429: too many are open."""
         self._forget_idle()
         found = self._inference.weights_of(asked.model)
         if found is None:
             message = f"There is no model {asked.model!r} with weights. See GET /v1/models."
             raise HTTPException(404, error_body("model_not_found", message))
+        if is_mlp(found[1]):
+            raise HTTPException(
+                400, error_body("no_tokens", f"{found[1]} answers without tokens: none can be captured.")
+            )
         if len(self._sessions) >= MAX_SESSIONS:
             message = f"{len(self._sessions)} rollouts are open. DELETE those that are over."
             raise HTTPException(429, error_body("too_many_rollouts", message))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from crafter_pipeline.config import SftConfig
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.model_names import MLP, is_mlp
 from train_app.specs.base import Spec, as_table, config_of, first, hardware, has_gpu, target_modules
 
 
@@ -98,6 +99,10 @@ def read_sft(payload: Mapping[str, Any], gpus: int = 0) -> tuple[SftConfig, dict
     values["lora_target_modules"] = target_modules(values.get("lora_target_modules"))
     several, refusal = _gpus(as_table(effective.get("compute")), values, gpus)
     config = config_of(SftConfig, {**several, **values}, "hyperparameters")
+    if is_mlp(config.base_model):
+        _check_mlp(config)
+        notes.update(_without_effect_on_mlp(config))
+        config = config.model_copy(update={"dev": None})
     _check(config, has_validation_file, metadata.get("task_app_url"))
     notes.update(_not_applied(hyper, effective, data, has_validation_file, refusal))
     return config, notes
@@ -113,6 +118,34 @@ def _check(config: SftConfig, has_validation_file: bool, task_app_url: Any) -> N
         raise ConfigError(
             "metadata.task_app_url: hyperparameters.dev plays episodes; name the task app that plays them."
         )
+
+
+_OF_MLP = frozenset(
+    ("base_model", "train_kind", "gpus", "keep", "n_epochs", "max_steps", "examples", "batch_size", "learning_rate")
+) | {"weight_decay", "seed", "validation_share", "compute"}
+"""Fields that decide a job of crafter-mlp, or are checked for it."""
+
+
+def _check_mlp(config: SftConfig) -> None:
+    """ConfigError about what would be another model than the one that is asked for."""
+    if config.train_kind != "fft":
+        raise ConfigError(f"hyperparameters.train_kind: {MLP} has no adapters; leave it at fft.")
+    if config.gpus != 1:
+        raise ConfigError(f"hyperparameters.gpus: {MLP} is trained by one process, on the CPU.")
+    if config.keep == "best_reward":
+        raise ConfigError(
+            f"hyperparameters.keep: {MLP} plays no dev episodes while it is trained; take last or best_loss."
+        )
+
+
+def _without_effect_on_mlp(config: SftConfig) -> Iterable[tuple[str, str]]:
+    """What was asked for, as (key, reason)."""
+    for name, field in SftConfig.model_fields.items():
+        if name not in _OF_MLP and getattr(config, name) != field.get_default(call_default_factory=True):
+            yield (
+                f"hyperparameters.{name}",
+                f"{MLP} is trained by scikit-learn's MLPClassifier, which has no such setting",
+            )
 
 
 def _train_kind(asked: str, training: Mapping[str, Any]) -> str:

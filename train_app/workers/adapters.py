@@ -17,12 +17,12 @@ from train_app.adapters import CONFIG_FILE, is_adapter
 
 OWN_BASE = "base"
 """Folder inside an adapter's, for a base that lies nowhere else."""
-_MADE = re.compile(rf"{re.escape(TINY)}:(\d+)")
+_MADE = re.compile(rf"({re.escape(TINY)}[^:]*):(\d+)")
 
 
-def made_here(seed: int) -> str:
-    """The name under which peft records an untrained `crafter-tiny`."""
-    return f"{TINY}:{seed}"
+def made_here(name: str, seed: int) -> str:
+    """The name under which peft records an untrained `crafter-tiny`, of whatever size."""
+    return f"{name}:{seed}"
 
 
 def settle_base(part: Path, folder: Path) -> None:
@@ -38,7 +38,7 @@ def settle_base(part: Path, folder: Path) -> None:
     if made:
         from train_app.workers.students import make_tiny
 
-        model, tokenizer = make_tiny(int(made[1]))
+        model, tokenizer = make_tiny(int(made[2]), made[1])
         model.save_pretrained(part / OWN_BASE)
         tokenizer.save_pretrained(part / OWN_BASE)
         config["base_model_name_or_path"] = OWN_BASE

@@ -1,11 +1,7 @@
-"""Checkpoints that are whole, and model folders that appear at once."""
+"""Checkpoints that are whole, and models of transformers as folders."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +9,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from transformers.modeling_utils import PreTrainedModel
 
 from train_app.checkpoints import MARKER, whole_checkpoints
+from train_app.model_folders import to_disk, whole_folder
 from train_app.workers.adapters import settle_base
 
 
@@ -41,33 +38,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
         write_model(model, tokenizer, part, folder)
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, part: Path, folder: Path) -> None:
-    """Weights and tokenizer into `part`, which becomes `folder`."""
+def write_model(model: Any, tokenizer: PreTrainedTokenizerBase, part: Path, folder: Path) -> None:
+    """Weights (peft's: the adapter) and tokenizer into `part`, which becomes `folder`."""
     model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     settle_base(part, folder)
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, renamed to `folder` at the end; what was there before is replaced."""
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        to_disk(part)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def to_disk(folder: Path) -> None:
-    """Wait until every file below `folder` is on the disk: no name is to survive a power cut without its bytes."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

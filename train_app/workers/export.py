@@ -14,7 +14,7 @@ from crafter_pipeline.errors import DataError, PipelineError
 from crafter_pipeline.processes import exit_with_parent
 from train_app.cards import write_card
 from train_app.jobs import JobStore
-from train_app.workers.checkpoints import whole_folder
+from train_app.model_folders import whole_folder
 from train_app.workers.students import load_student
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
-import math
 import os
 import signal
 import sys
@@ -17,25 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
 from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.processes import PARENT_VARIABLE, exit_with_parent
 from crafter_pipeline.settings import load_settings, reveal
+from train_app.accounting import Meter
 from train_app.adapters import is_adapter
 from train_app.cards import write_card
 from train_app.checkpoints import checkpoints_folder, remove_half_written
 from train_app.endings import known_cause
 from train_app.jobs import JobStore, Model, job_folder, model_folder
 from train_app.leases import Cancelled, Lease, LeaseLost
+from train_app.model_folders import whole_folder
 from train_app.specs import RlSpec, SftSpec
-from train_app.workers.checkpoints import whole_folder, write_model
 
 HEARTBEAT_SECONDS = 5.0
 LOCK_SECONDS = 30.0
-BOOKKEEPING = ("epoch", "total_flos", "train_")
-"""What the trainer logs for itself, by the beginning of its name: how long it ran, in its own words, and means over
-rows that are no means over tokens."""
 PREFIX = {"fft": "fft", "lora": "ft", "qlora": "qft", "rl": "rl"}
 """Kind of training -> first part of the model's id."""
 
@@ -52,7 +47,11 @@ class WorkerJob:
         self.folder = job_folder(data_dir, job_id)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.record = store.get(job_id)
-        self.leads = int(os.environ.get("RANK", "0")) == 0
+        self.process = int(os.environ.get("RANK", "0"))
+        """Of several of this job, counted from 0."""
+        self.leads = self.process == 0
+        self.meter = Meter()
+        """Whoever trains tells it of GPUs, tokens and episodes."""
         self.task_app_key = reveal(load_settings().environment_api_key)
         self.published = False
 
@@ -88,21 +87,17 @@ class WorkerJob:
         """Call now and then: raises Cancelled or LeaseLost when this worker should leave."""
         self.lease.check()
 
-    def reporter(self, prefix: str, steps_per_unit: int = 1) -> TrainerCallback:
-        """A callback that sends the trainer's numbers to the job table and obeys a cancel request.
+    def tell_compute(self) -> None:
+        """What this process has used up so far, into the job table."""
+        self.lease.compute(self.meter.read(), self.process)
 
-        Args:
-            prefix: Put before each metric's name: `train.loss`.
-            steps_per_unit: Training steps per reported step (RL reports iterations).
-        """
-        return _Reporter(self, prefix, steps_per_unit)
-
-    def publish(self, model: Any, tokenizer: PreTrainedTokenizerBase, metrics: dict[str, float], **facts: Any) -> None:
-        """Save the model (an adapter as adapter), register it under its id and end the job, once and for all.
+    def publish(self, write: Callable[[Path, Path], None], metrics: dict[str, float], **facts: Any) -> None:
+        """Save the model, register it under its id and end the job, once and for all.
 
         A kill at any moment leaves either a registered model and a job that succeeded, or neither.
 
         Args:
+            write: Called as `write(part, folder)`: puts the model into `part`, which becomes `folder`.
             facts: How it was made, for its record and card: method, device, dtype, steps, …
         """
         if not self.leads:
@@ -117,7 +112,7 @@ class WorkerJob:
         base = self.store.base_of(parent)
         folder = model_folder(self.data_dir, self.id)
         with whole_folder(folder) as part:
-            write_model(model, tokenizer, part, folder)
+            write(part, folder)
             record = Model(
                 id=f"{PREFIX[variety]}:{base}:{self.id}",
                 base_model=base,
@@ -133,70 +128,21 @@ class WorkerJob:
                 form="adapter" if is_adapter(part) else "full",
                 facts=facts,
             )
+            self.tell_compute()
             write_card(self.store, record, part)
         self.lease.succeed(record)
         self.published = True
 
 
-def tokenizer_sha256(folder: Path) -> str:
-    """Of what makes a saved tokenizer's ids: its model and its chat template, not the words about them."""
+def tokenizer_sha256(folder: Path) -> str | None:
+    """Of what makes a saved tokenizer's ids: its model and its chat template, not the words about them. None: the
+    folder holds none."""
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "chat_template.jinja")
     digest = hashlib.sha256()
-    for path in (folder / name for name in names):
-        if path.exists():
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
-class _Reporter(TrainerCallback):
-    def __init__(self, job: WorkerJob, prefix: str, steps_per_unit: int) -> None:
-        self._job, self._prefix, self._unit = job, prefix, steps_per_unit
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        total = state.max_steps // self._unit
-        first = state.global_step // self._unit
-        word = f"resumed at step {first}" if first else "started"
-        self._job.event(f"{self._job.record.kind}.training.started", f"{word}, {total} steps", steps=total, step=first)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        step = max(1, state.global_step // self._unit)
-        values = numbers_of(logs or {})
-        validated = {k.removeprefix("eval_"): values.pop(k) for k in list(values) if k.startswith("eval_")}
-        self._job.metrics(step, {f"validation.{name}": value for name, value in validated.items()}, "validation")
-        self._job.metrics(step, {self._prefix + name.replace("/", "."): value for name, value in values.items()})
-        if "loss" in values:
-            text = ", ".join(f"{k} {values[k]:.3g}" for k in ("loss", "reward", "achievements") if k in values)
-            data: dict[str, Any] = {"step": step, **values}
-            self._job.event(f"{self._job.record.kind}.progress", f"step {step}: {text}", **data)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._job.check()
-
-
-def last_metrics(history: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The last logged value of each number, for the model's record."""
-    merged: dict[str, float] = {}
-    for entry in history:
-        merged.update(numbers_of(entry))
-    return merged
-
-
-def numbers_of(logs: Mapping[str, Any]) -> dict[str, float]:
-    """What a trainer logged, as far as it is a finite number that says something of the training."""
-    return {
-        name: float(value)
-        for name, value in logs.items()
-        if isinstance(value, int | float) and math.isfinite(value) and not name.startswith(BOOKKEEPING)
-    }
+    found = [folder / name for name in names if (folder / name).exists()]
+    for path in found:
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest() if found else None
 
 
 def main(argv: Sequence[str], kind: str, run: Callable[[WorkerJob], None]) -> int:
@@ -226,8 +172,10 @@ def _outcome(job: WorkerJob, run: Callable[[WorkerJob], None]) -> int:
         with _heartbeat(job), _alone(job):
             run(job)
     except Cancelled:
+        job.tell_compute()
         job.lease.cancel()
     except PipelineError as e:
+        job.tell_compute()
         job.lease.fail(str(e))
         return e.exit_code
     except LeaseLost:
@@ -238,6 +186,7 @@ def _outcome(job: WorkerJob, run: Callable[[WorkerJob], None]) -> int:
             raise
         if job.leads:
             remove_half_written(checkpoints_folder(job.folder))  # on a full disk the table needs the room
+        job.tell_compute()
         job.lease.fail(f"{cause} ({type(e).__name__}: {e})")
         return PipelineError.exit_code
     return 0
@@ -252,6 +201,7 @@ def _heartbeat(job: WorkerJob) -> Iterator[None]:
         while not stop.wait(HEARTBEAT_SECONDS):
             try:
                 job.lease.heartbeat()
+                job.tell_compute()
             except LeaseLost:
                 if not job.published:  # else it is closing what it has open
                     os.kill(os.getpid(), signal.SIGTERM)

@@ -35,19 +35,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from crafter_pipeline import tokens
 from crafter_pipeline.config.training import TrainingConfig
 from crafter_pipeline.errors import ConfigError, PipelineError, suggest
+from crafter_pipeline.model_names import student_size
 from crafter_pipeline.tokens import END_OF_TEXT, TINY, TINY_CONTEXT, TURN_END, chat_template
 from train_app.adapters import base_of, is_adapter
+from train_app.model_shapes import shape_of
 from train_app.workers.adapters import made_here
 from train_app.workers.devices import Hardware, refuse_four_bit_on_mps
-
-TINY_SHAPE: dict[str, Any] = dict(
-    hidden_size=96,
-    intermediate_size=288,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=32,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +68,24 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_tiny(seed: int) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """An untrained `crafter-tiny`; equal seeds give equal weights."""
-    tokenizer = tiny_tokenizer()
+def make_tiny(seed: int, name: str = TINY) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """An untrained `crafter-tiny`, or one of another size (`crafter-tiny-128x3`); equal seeds give equal weights."""
+    tokenizer, shape = tiny_tokenizer(), shape_of(name)
+    assert shape is not None
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=shape.vocabulary,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
         max_position_embeddings=TINY_CONTEXT,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **TINY_SHAPE,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,7 +138,7 @@ def load_trainable(source: str, config: TrainingConfig, hardware: Hardware) -> T
     continued = is_adapter(source)
     base = base_of(source) if continued else source
     model = _base(base, config.seed, hardware, hardware.dtype, four_bit=four_bit)
-    model.name_or_path = made_here(config.seed) if base == TINY else base  # what peft records
+    model.name_or_path = made_here(base, config.seed) if student_size(base) else base  # what peft records
     if continued:
         adapted = PeftModel.from_pretrained(model, source, is_trainable=True)
         adapted.peft_config["default"].base_model_name_or_path = model.name_or_path
@@ -154,9 +153,9 @@ def parameters_of(source: str) -> int:
         PipelineError: when there is no model at `source`.
     """
     base = base_of(source) if is_adapter(source) else source
-    config = None if base == TINY else _model_config(base)
+    config = None if student_size(base) else _model_config(base)
     with torch.device("meta"):
-        model = make_tiny(0)[0] if config is None else AutoModelForCausalLM.from_config(config)
+        model = make_tiny(0, base)[0] if config is None else AutoModelForCausalLM.from_config(config)
     return sum(p.numel() for p in model.parameters())
 
 
@@ -245,12 +244,12 @@ def _base(
 ) -> PreTrainedModel:
     """A model without adapters."""
     name, gguf = gguf_file(source)
-    if four_bit and (source == TINY or gguf):  # weights become 4-bit while they are loaded from a folder of their own
+    if four_bit and (student_size(source) or gguf):  # weights become 4-bit while they are loaded from a folder
         with tempfile.TemporaryDirectory(prefix="plain-") as folder:
             _base(source, seed, None, torch.float32).save_pretrained(folder)
             return _base(folder, seed, hardware, dtype, four_bit=True)
-    if source == TINY:
-        model: Any = make_tiny(seed)[0]
+    if student_size(source):
+        model: Any = make_tiny(seed, source)[0]
         return model.to(device=hardware.device, dtype=dtype) if hardware else model
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     if hardware is not None:
@@ -309,7 +308,7 @@ def _model_config(source: str) -> PreTrainedConfig:
 
 
 def _tokenizer(source: str) -> PreTrainedTokenizerBase:
-    if source == TINY:
+    if student_size(source):
         return tiny_tokenizer()
     name, gguf = gguf_file(source)
     if is_adapter(source) and not _has_tokenizer(source):  # adapters made elsewhere often come without

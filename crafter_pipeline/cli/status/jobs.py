@@ -103,6 +103,7 @@ def get(job: JobId, /, *, at: BackendChoice = DEFAULT_BACKEND, as_json: AsJson =
             ("started", _when(began)),
             ("finished", _when(ended)),
             ("took", showing.lasted(began, ended) if began and ended else None),
+            ("used up", _used(found.get("compute"))),
             ("attempts", found.get("attempts") if (found.get("attempts") or 0) > 1 else None),
             ("tags", _words(found.get("tags"))),
             ("not applied", _words(found.get("not_applied"))),
@@ -364,6 +365,15 @@ def event_json(event: JobEvent) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------- inside
+
+
+def _used(told: object) -> str | None:
+    """What a job has used up, in words; None: its backend does not tell."""
+    from crafter_pipeline.contracts import Compute
+    from crafter_pipeline.report import text
+
+    used = Compute.of(told)
+    return None if used is None else text.compute(used)
 
 
 def _tag(word: str) -> tuple[str, str]:

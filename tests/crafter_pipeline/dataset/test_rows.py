@@ -185,6 +185,26 @@ def test_thoughts_in_prompts_stay_as_served(mode):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_share_of_the_worlds_keeps_its_thoughts(form):
+    def thinks(share, seed):
+        turn = make_selected()
+        turn = replace(turn, rollout=replace(turn.rollout, seed=seed))
+        told = list(texts_of(row_of(form, turn, thinking="separate", thinking_share=share)))
+        assert "do" in told
+        return "collect wood" in told
+
+    kept = {share: {seed for seed in range(200) if thinks(share, seed)} for share in (0.3, 0.7)}
+    assert 40 <= len(kept[0.3]) <= 80 and 120 <= len(kept[0.7]) <= 160
+    assert kept[0.3] < kept[0.7]  # a larger share takes none away
+    assert thinks(0.3, None) and all(thinks(1.0, seed) for seed in range(20))
+
+
+def test_no_share_of_thoughts_that_are_stripped():
+    with pytest.raises(ValueError, match="thinking_share: no row keeps"):
+        ExportConfig(thinking="strip", thinking_share=0.5)
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("reply", [Reply(""), Reply(" \n"), Reply("", thinking="hm"), Reply("<think>hm</think>")])
 def test_an_answer_without_text_or_call_is_no_example(form, reply):
     with pytest.raises(DataError, match="the answer is empty"):

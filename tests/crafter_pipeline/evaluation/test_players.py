@@ -25,7 +25,7 @@ GROQ = "https://api.groq.com/openai"
 def players(recipe: dict, everywhere: str | None = None, whole: bool = False):
     read = EvaluationRecipe.model_validate(recipe)
     rules = rules_of(read, environment="crafter", traced=False, whole=whole)
-    return players_of(read, rules, backend_inference=BACKEND, everywhere=everywhere)
+    return players_of(read, rules, None, backend_inference=BACKEND, everywhere=everywhere)
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,15 @@ def test_a_player_is_written_with_label_and_address(text, named):
 
 
 def test_labels_are_what_the_ids_say():
-    ids = ["crafter-random", "crafter-expert", "latest:sft", "rl:Qwen/Qwen3-4B:job_1", "Qwen/Qwen3-4B"]
-    assert labels([Named(i) for i in ids]) == ["random", "teacher", "sft", "rl", "Qwen/Qwen3-4B"]
+    ids = ["crafter-random", "crafter-expert", "fft:crafter-mlp:job_1", "latest:sft", "rl:Qwen/Qwen3-4B:job_1"]
+    assert labels([Named(i) for i in [*ids, "Qwen/Qwen3-4B"]]) == [
+        "random",
+        "teacher",
+        "mlp",
+        "sft",
+        "rl",
+        "Qwen/Qwen3-4B",
+    ]
     two = [Named("fft:a:job_1"), Named("ft:a:job_2")]
     assert labels(two) == ["fft:a:job_1", "ft:a:job_2"], "two fine-tuned ones are told apart"
     with pytest.raises(ConfigError, match="Two players"):
@@ -66,9 +73,10 @@ def test_a_hosted_recipe_never_asks_its_host_for_what_only_the_backend_has():
 def test_only_models_of_the_backend_are_looked_up():
     found = resolved(
         players({"models": ["latest:sft", "Qwen/Qwen3-4B", "v=ft:job@http://vllm/v1"]}),
+        EvaluationRecipe(),
+        None,
         BACKEND,
         lambda name: f"<{name}>",
-        asked=False,
     )
     assert [p.model for p in found] == ["<latest:sft>", "Qwen/Qwen3-4B", "ft:job"]
 
@@ -81,12 +89,19 @@ def test_the_tiny_student_is_asked_in_its_own_form_and_others_as_the_task_app_do
     assert {p.policy["observation"] for p in alone} == {"sparse"}
 
 
+def test_the_baseline_network_reads_one_observation_whoever_plays_beside_it():
+    network, other = players({"models": ["fft:crafter-mlp:job_1", "Qwen/Qwen3-4B"], "top_p": 0.9})
+    asked = {name: network.policy[name] for name in ("observation", "history", "temperature", "top_p")}
+    assert asked == {"observation": "sparse", "history": 0, "temperature": 0.5, "top_p": 0.9}
+    assert other.policy == {"top_p": 0.9}
+
+
 def test_a_name_of_the_tiny_student_that_is_looked_up_counts_as_well():
     named = players({"models": ["crafter-expert", "latest:sft"]}, whole=True)
     assert [p.policy for p in named] == [{}, {}]
-    found = resolved(named, BACKEND, {"latest:sft": "fft:crafter-tiny:job_1"}.__getitem__, asked=False)
+    found = resolved(named, EvaluationRecipe(), None, BACKEND, {"latest:sft": "fft:crafter-tiny:job_1"}.__getitem__)
     assert {p.policy["observation"] for p in found} == {"sparse"}, "the expert beside it, too"
-    found = resolved(named, BACKEND, {"latest:sft": "fft:Qwen/Qwen3-4B:job_1"}.__getitem__, asked=False)
+    found = resolved(named, EvaluationRecipe(), None, BACKEND, {"latest:sft": "fft:Qwen/Qwen3-4B:job_1"}.__getitem__)
     assert [p.policy for p in found] == [{}, {}]
 
 

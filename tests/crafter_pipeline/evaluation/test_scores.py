@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import (
+    Comparison,
     Evaluation,
     compare,
     compare_all,
@@ -209,8 +211,61 @@ def test_many_seeds_stay_cheap(monkeypatch):
     """More distinct values than fit at once are resampled in parts, with the same result."""
     values = np.random.default_rng(0).normal(size=300)
     whole = mean_interval(values, 200)
-    monkeypatch.setattr("crafter_pipeline.evaluation.scores._CELLS", 300 * 7)
+    monkeypatch.setattr("crafter_pipeline.evaluation.statistics._CELLS", 300 * 7)
     assert mean_interval(values, 200) == pytest.approx(whole)
+
+
+def test_what_an_earlier_version_stored_is_read():
+    told = make_evaluation("rl", [1, 4, 2]).to_json()
+    later = ("unlocked", "env_steps", "died", "crafter_score_ci95", "first_unlock", "prompt_tokens", "success_ci95")
+    e = Evaluation.from_json({key: value for key, value in told.items() if key not in later})
+    assert e.counts == (1, 4, 2) and e.interquartile_mean == pytest.approx((0.25 * 1 + 2 + 0.25 * 4) / 1.5)
+    assert (e.unlocked_SA, e.death_share, e.median_env_steps, e.crafter_score_ci95) == (None,) * 4
+    with pytest.raises(DataError, match="3 seeds but 2 unlocked"):
+        Evaluation.from_json(told | {"unlocked": [1, 2]})
+
+
+def test_an_episode_is_kept_by_what_it_unlocked():
+    e = make_evaluation("sft", [0, 2, 22])
+    assert e.unlocked == (0, 0b11, 2**22 - 1)
+    assert e.unlocked_SA.sum(axis=1).tolist() == [0, 2, 22] and e.unlocked_SA[1].tolist() == [1, 1, *[0] * 20]
+    assert e.balrog_progress == pytest.approx(100 * 8 / 22)
+    assert e.crafter_score_ci95[0] <= e.crafter_score <= e.crafter_score_ci95[1]
+
+
+def test_waking_up_is_told_apart():
+    results = [EpisodeResult("r", s, ("wake_up", *["eat_cow"] * (s < 2)), 1.0, 1, 1, "death") for s in range(4)]
+    e = evaluate("random", "m", results, 10, ("eat_cow", "wake_up"), 100)
+    assert (e.mean_achievements, e.without_wake_up) == (1.5, 0.5)
+    assert make_evaluation("sft", [3, 3]).without_wake_up is None, "no such achievement there"
+
+
+def test_the_first_unlock_is_the_median_of_those_who_did():
+    results = [episode(0, 1, unlocked_at={"a00": 10}), episode(1, 2, unlocked_at={"a00": 20, "a01": 7}), episode(2)]
+    e = evaluate("sft", "m", results, 100, NAMES, 100)
+    assert e.first_unlock == {"a00": 15.0, "a01": 7.0}
+
+
+def test_survival_counts_those_who_were_there():
+    """Four episodes: one dies at 10, one ends at its limit at 20, one dies at 30, one lives to 40."""
+    ends = [(10, "death"), (20, "turn_limit"), (30, "death"), (40, "env_limit")]
+    results = [episode(s, env_steps=n, stop_reason=why) for s, (n, why) in enumerate(ends)]
+    e = evaluate("sft", "m", results, 40, NAMES, 100)
+    assert e.survival() == [(0, 1.0), (10, 0.75), (30, 0.375)]
+    assert (e.death_share, e.median_env_steps) == (0.5, 25.0)
+
+
+def test_tokens_are_told_where_every_episode_tells_them():
+    told = [episode(s, prompt_tokens=100 * s, completion_tokens=s) for s in (1, 3)]
+    e = evaluate("sft", "m", told, 10, NAMES, 100)
+    assert (e.prompt_tokens, e.completion_tokens) == (200, 2)
+    assert evaluate("sft", "m", [*told, episode(9)], 10, NAMES, 100).prompt_tokens is None
+
+
+def test_worlds_of_two_splits_are_no_evaluation():
+    with pytest.raises(DataError, match="mixes splits: 5 .train. and 1000000 .held_out."):
+        make_evaluation("sft", [1, 2], seeds=[5, 1_000_000])
+    assert make_evaluation("sft", [1], seeds=[900_000]).split == "dev"
 
 
 # --------------------------------------------------------------------------- pairs
@@ -250,7 +305,12 @@ def test_equal_play_is_not_a_difference():
 
 
 @pytest.mark.parametrize(
-    ("other", "says"), [({"seeds": [7, 8]}, "share no seed"), ({"max_steps": 200}, "not comparable")]
+    ("other", "says"),
+    [
+        ({"seeds": [7, 8]}, "share no seed"),
+        ({"max_steps": 200}, "not comparable"),
+        ({"seeds": [900_000, 900_001]}, "split train and rl of dev: not"),
+    ],
 )
 def test_what_cannot_be_paired_is_refused(other, says):
     with pytest.raises(DataError, match=says):
@@ -262,6 +322,19 @@ def test_every_pair_once_in_the_order_of_the_pipeline():
     pairs = [(c.a, c.b) for c in compare_all([make_evaluation(label, [1, 2]) for label in labels], 100)]
     order = ["random", "teacher", "mlp", "sft", "dagger", "rl"]
     assert pairs == [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
+
+
+def test_p_values_are_corrected_for_the_number_of_pairs():
+    evaluations = [
+        make_evaluation(label, [n + i % 2 for i in range(20)]) for label, n in (("sft", 1), ("rl", 3), ("x", 1))
+    ]
+    pairs = {(c.a, c.b): c for c in compare_all(evaluations, 1000)}
+    assert pairs["sft", "rl"].p_holm == pytest.approx(3 * pairs["sft", "rl"].p_value)
+    assert pairs["sft", "x"].p_value == pairs["sft", "x"].p_holm == 1.0
+    alone = compare(*evaluations[:2], 1000)
+    assert alone.p_holm == alone.p_value and alone.seeds_to_see(0.3) == 6, "every world says the same"
+    assert replace(alone, sd=2.0).seeds_to_see(0.5) == 126
+    assert Comparison.from_json(json.loads(json.dumps(alone.to_json()))) == alone
 
 
 def test_two_evaluations_of_one_label_are_refused():

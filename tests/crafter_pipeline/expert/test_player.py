@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from crafter_pipeline.expert import ACTIONS, THOUGHTS, Expert, parse
-from crafter_pipeline.expert.memory import SIDE, START
+from crafter_pipeline.expert.memory import SIDE, START, Memory
 from crafter_pipeline.game import Game, render_text
 
 
@@ -33,6 +33,61 @@ def play(seed, max_steps, style="sparse", disturb=0.0, check=None):
 def test_it_reaches_eleven_achievements_in_a_hundred_steps():
     achieved = [len(play(1_000_000 + i, max_steps=100)[0].unlocked) for i in range(20)]
     assert sum(achieved) / len(achieved) >= 11
+
+
+def test_it_naps_by_day_in_a_short_episode():
+    """A night is too far away, and a nap in the morning costs a dozen steps."""
+    awake = 0
+    for seed in range(6):
+        game, decisions = play(seed, max_steps=200)
+        naps = [step for step, decision in enumerate(decisions) if decision.thought == "nap"]
+        assert all(45 <= step < 110 for step in naps)
+        awake += "wake_up" in game.unlocked
+    assert awake >= 4
+
+
+@pytest.mark.parametrize("max_steps", [50, 100])
+def test_it_does_not_nap_in_the_open_where_a_dozen_steps_are_dear(max_steps):
+    for seed in range(4):
+        decisions = play(seed, max_steps=max_steps)[1]
+        assert "nap" not in {decision.thought for decision in decisions}
+
+
+def test_it_carries_what_it_needs_until_the_end_and_no_more():
+    memory = Memory()
+    memory.inventory, memory.max_steps = {"health": 5, "food": 2, "drink": 2}, 100
+    memory.step = 49
+    assert not memory.suffices("food") and not memory.suffices("drink")
+    memory.step = 50
+    assert memory.suffices("food") and not memory.suffices("drink")
+    memory.inventory["health"] = 9  # a healthy player endures some thirst
+    assert memory.suffices("drink")
+
+
+def test_walking_to_and_fro_is_noticed():
+    memory = Memory()
+    for step in range(10):
+        assert not memory.to_and_fro
+        memory.recent_positions.append(START + step % 2)
+    assert memory.to_and_fro
+    memory.recent_positions.extend(START + step for step in range(5))
+    assert not memory.to_and_fro
+
+
+def test_walking_to_and_fro_makes_it_ignore_dangers_unless_others_walked():
+    """What is seen from one cell and not from the next would turn it back for ever."""
+    view = parse(render_text(Game(1).observe(), "sparse"))
+    cells = [list(row) for row in view.view]
+    cells[1][4] = "zombie"
+    view = replace(view, view=tuple(map(tuple, cells)))
+    for corrected in (False, True):
+        expert = Expert()
+        for step in range(12):
+            action = expert.act(replace(view, step=step)).action
+            expert._memory.recent_positions[-1] = START + step % 2
+            if corrected:
+                expert.corrected("noop" if action != "noop" else "sleep")
+        assert bool(expert._search.danger) == corrected
 
 
 def test_it_plays_the_same_from_any_style():

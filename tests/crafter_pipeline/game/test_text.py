@@ -140,4 +140,4 @@ def test_the_vocabulary_is_sorted_and_has_no_integers():
     assert list(vocabulary) == sorted(set(vocabulary))
     assert not any(word.isdecimal() for word in vocabulary)
     assert "tree@-4,3" in vocabulary and "tree@0,0" not in vocabulary and "player@1,0" not in vocabulary
-    assert STYLES == ("sparse", "compact", "rich", "synth")
+    assert STYLES == ("sparse", "compact", "rich", "synth", "balrog")

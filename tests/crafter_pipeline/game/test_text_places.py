@@ -8,7 +8,7 @@ import re
 import pytest
 
 from crafter_pipeline.game import CELL_CHARACTERS, KINDS, MATERIALS, Game, render_text
-from crafter_pipeline.game.rules import ARROW, COW, GRASS, PLANT, RIPE_AFTER, SKELETON, ZOMBIE
+from crafter_pipeline.game.rules import ARROW, COW, DIRECTIONS, GRASS, PLANT, RIPE_AFTER, SKELETON, ZOMBIE
 
 CREATURES = {
     "cow": COW,
@@ -129,3 +129,51 @@ def test_synth_letter_by_letter():
         "\n"
         "Choose your next actions."
     )
+
+
+# --------------------------------------------------------------------------- balrog
+
+
+@pytest.mark.parametrize(
+    ("dx", "dy", "words"),
+    [
+        (0, -1, "1 step to your north"),
+        (1, 0, "1 step to your east"),
+        (-3, 2, "5 steps to your south-west"),
+        (4, -3, "7 steps to your north-east"),
+    ],
+)
+def test_balrog_tells_distance_and_direction(dx, dy, words):
+    text = render_text(game_with("cow", dx, dy).observe(), "balrog")
+    assert f"\n- cow {words}\n" in text and "- cow" not in text.replace(f"- cow {words}", "")
+
+
+def test_balrog_letter_by_letter():
+    game = game_with("ripe_plant", 0, 1)
+    game._inventory.update(food=6, drink=5, energy=8, sapling=1, wood_pickaxe=1)
+    assert render_text(game.observe(), "balrog") == (
+        "Your status:\n- health: 9/9\n- food: 6/9\n- drink: 5/9\n- energy: 8/9\n"
+        "\n"
+        "Your inventory:\n- sapling: 1\n- wood_pickaxe: 1\n"
+        "\n"
+        "You see:\n- grass 1 step to your west\n- plant 1 step to your south\n"
+        "\n"
+        "You face plant at your front."
+    )
+
+
+def test_balrog_names_the_nearest_of_a_kind_alone():
+    game = game_with("tree", 2, 0)
+    x, y = game.position
+    game._board.set_material(game._board.layout.cell(x - 4, y - 3), MATERIALS.index("tree"))
+    text = render_text(game.observe(), "balrog")
+    assert text.count("tree") == 1 and "- tree 2 steps to your east" in text
+    assert "nothing in your inventory" in text
+
+
+def test_balrog_is_silent_about_the_void():
+    game = Game(3)
+    game._board.move(game._player, game._board.layout.cell(0, 0))
+    game._facing = DIRECTIONS.index("up")
+    text = render_text(game.observe(), "balrog")
+    assert "void" not in text and text.endswith("You face nothing at your front.")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crafter_pipeline.config import PipelineConfig
-from crafter_pipeline.contracts import EpisodeResult
+from crafter_pipeline.contracts import Compute, EpisodeResult
 from crafter_pipeline.evaluation import compare_all, evaluate
 from crafter_pipeline.report import Example, ModelRecord, RunReport, Stage
 
@@ -74,11 +74,11 @@ def full_report(make_evaluation, make_manifest):
             Stage("deploy-task-app", 1.8, "completed"),
             Stage("collect-rollouts", 71.0, "completed"),
             Stage("filter-dataset", 3.1, "completed"),
-            Stage("submit-sft", 203.0, "completed"),
+            Stage("submit-sft", 203.0, "completed", Compute(201.5, 391.0, 0.0, 1_204_000)),
             Stage("evaluate-random", 2.0, "cached"),
             Stage("evaluate-teacher", 9.2, "completed"),
             Stage("evaluate-sft", 31.0, "completed"),
-            Stage("submit-rl", 377.0, "completed"),
+            Stage("submit-rl", 377.0, "completed", Compute(375.0, 612.0, 0.0, 5_100_000, 960, 84_000)),
             Stage("evaluate-rl", 33.0, "completed"),
         ],
         evaluations=evaluations,
@@ -86,7 +86,11 @@ def full_report(make_evaluation, make_manifest):
         dataset=make_manifest(rows=64_310, tokens=7_912_400, sha256="9a0b" * 16),
         models=[
             ModelRecord("fft:crafter-tiny:job_3f2a91c0", "crafter-tiny", "9a0b" * 16, {"parameters": 348_000}),
-            ModelRecord("rl:crafter-tiny:job_77b0e2d4", "fft:crafter-tiny:job_3f2a91c0"),
+            ModelRecord(
+                "rl:crafter-tiny:job_77b0e2d4",
+                "fft:crafter-tiny:job_3f2a91c0",
+                compute=Compute(375.0, 612.0, 0.0, 5_100_000, 960, 84_000),
+            ),
         ],
         training={
             "sft": {

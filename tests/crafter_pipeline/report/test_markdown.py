@@ -72,7 +72,7 @@ def test_summary_rows_are_text_in_the_pipelines_order(full_report):
 
 
 def test_a_curve_with_gaps_is_drawn_and_a_dollar_is_a_dollar():
-    svg = plots.curves("cost $x$ <b>", {"cost": [(0, 1.0), (1, None), (2, float("nan")), (3, 0.5)]})
+    svg = plots.curves("cost $x$ <b>", {"cost": [(0, 1.0), (1, None), (2, float("nan")), (3, 0.5)]}).svg()
     words = "".join(ElementTree.fromstring(svg).itertext())
     assert "cost $x$ <b>" in words
 

@@ -36,7 +36,11 @@ def test_report_json_has_the_names_others_rely_on(full_report, tmp_path):
     data = json.loads(path.read_text())
     assert data["status"] == "succeeded"
     for stage in data["stages"]:
-        assert stage.keys() == {"name", "seconds", "state"}
+        assert stage.keys() - {"compute"} == {"name", "seconds", "state"}
+    assert [s["name"] for s in data["stages"] if "compute" in s] == ["submit-sft", "submit-rl"]
+    assert data["stages"][3]["compute"]["cpu_seconds"] == 391.0 and data["models"][1]["compute"]["episodes"] == 960
+    rows = (tmp_path / data["curves"]).read_text().splitlines()
+    assert rows[0] == "stage,metric,step,tokens,episodes,value" and sum("rl,kl," in row for row in rows) == 14
     assert [e["label"] for e in data["evaluations"]] == ["random", "teacher", "sft", "rl"]
     for e in data["evaluations"]:
         assert isinstance(e["model"], str) and isinstance(e["max_steps"], int)
@@ -147,6 +151,8 @@ def test_the_page_shows_what_happened(full_report):
         "crafter-pipeline run --profile tiny",
         "3 of 960 rollouts failed",
         "collect diamond",
+        "6 min 31 s",  # of CPU
+        "5,100,000",  # tokens
     ):
         assert shown in html
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from crafter_pipeline.errors import DataError
-from crafter_pipeline.traces.statistics import statistics, suite
+from crafter_pipeline.traces.statistics import statistics
 from crafter_pipeline.traces.store import TraceStore
 
 
@@ -47,16 +47,6 @@ def test_a_damaged_metadata_row_does_not_stop_the_count(make_db, make_rollout, c
     path = make_db([make_rollout("a"), make_rollout("b")])
     change(path, "UPDATE session_traces SET metadata = '{' WHERE session_id = 'a'")
     assert statistics([path]).rollouts == 2
-
-
-def test_seeds_belong_to_suites():
-    assert [suite(s) for s in (0, 899_999, 900_000, 950_000, 1_000_000)] == [
-        "train",
-        "train",
-        "dev",
-        "gate",
-        "held_out",
-    ]
 
 
 def test_a_bad_file_is_one_line(bad_input):

@@ -60,14 +60,19 @@ def without_gpu(monkeypatch):
 
 
 def test_every_field_is_among_those_that_survive():
-    here = set(SftConfig.model_fields) - {"compute"}  # which is for hosted backends
+    here = set(SftConfig.model_fields) - {"compute", "optimizer"}  # for hosted backends; not beside an adapter
     assert set(EVERY_VALUE) == here, "a new field needs a place on the wire"
     default = SftConfig()
     assert all(getattr(SftConfig(**EVERY_VALUE), name) != getattr(default, name) for name in EVERY_VALUE)
 
 
 @pytest.mark.parametrize(
-    "config", [SftConfig(), *(SftConfig(**EVERY_VALUE | {"train_kind": k}) for k in ("fft", "lora", "qlora"))]
+    "config",
+    [
+        SftConfig(),
+        SftConfig(optimizer="muon"),
+        *(SftConfig(**EVERY_VALUE | {"train_kind": k}) for k in ("fft", "lora", "qlora")),
+    ],
 )
 def test_a_job_survives_the_wire(config):
     payload = sft_payload(config, "file_1", task_app_url="http://task:8001", tags={"a": "b"})
@@ -207,3 +212,21 @@ def test_gpus_that_a_published_client_asks_for_are_taken_where_they_are(monkeypa
     ):
         config, notes = read_sft(payload, gpus=there)
         assert config.gpus in (1, 2) and reason in notes["compute.gpu_count"]
+
+
+def test_of_a_baseline_network_only_what_it_has_is_applied():
+    dev = DevEpisodes(every=5, seeds=(1, 2))
+    asked = SftConfig(
+        base_model="crafter-mlp", max_steps=9, batch_size=64, schedule="linear", sequence_length=99, dev=dev
+    )
+    config, notes = read_sft(sft_payload(asked, "file_1", task_app_url="http://t"))
+    assert (config.max_steps, config.batch_size, config.dev) == (9, 64, None)
+    names = {"hyperparameters.schedule", "hyperparameters.sequence_length", "hyperparameters.dev"}
+    assert notes.keys() == names and "scikit-learn" in notes["hyperparameters.dev"]
+
+
+@pytest.mark.parametrize("wrong", [{"train_kind": "lora"}, {"gpus": 2}, {"keep": "best_reward", "dev": DevEpisodes()}])
+def test_of_a_baseline_network_nothing_else_is_made(wrong):
+    asked = SftConfig(base_model="fft:crafter-mlp:job_0123456789abcdef", **wrong)
+    with pytest.raises(ConfigError, match=f"hyperparameters.{next(iter(wrong))}: crafter-mlp"):
+        read_sft(sft_payload(asked, "file_1", task_app_url="http://t"))

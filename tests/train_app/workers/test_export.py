@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from crafter_pipeline.errors import DataError  # noqa: E402
 from train_app.app import make_app  # noqa: E402
 from train_app.jobs import JobStore, Model, model_folder  # noqa: E402
+from train_app.model_folders import whole_folder  # noqa: E402
 from train_app.workers.adapters import OWN_BASE, settle_base  # noqa: E402
-from train_app.workers.checkpoints import whole_folder  # noqa: E402
 from train_app.workers.export import export  # noqa: E402
 from train_app.workers.students import make_tiny  # noqa: E402
 

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from contextlib import closing
+from functools import partial
 
 import pytest
 
@@ -23,6 +24,8 @@ from train_app.leases import LeaseLost  # noqa: E402
 from train_app.specs import SftSpec  # noqa: E402
 from train_app.supervisor import worker_command  # noqa: E402
 from train_app.workers import job as worker_job  # noqa: E402
+from train_app.workers.checkpoints import write_model  # noqa: E402
+from train_app.workers.reporter import Reporter, last_metrics  # noqa: E402
 from train_app.workers.students import load_student, make_tiny  # noqa: E402
 
 
@@ -54,7 +57,7 @@ def test_a_model_is_published_with_its_record_and_its_card(job):
     model = get_peft_model(make_tiny(0)[0], LoraConfig(r=4, target_modules="all-linear"))
     model.base_model.model.name_or_path = "crafter-tiny:0"
     model.peft_config["default"].base_model_name_or_path = "crafter-tiny:0"
-    job.publish(model, tokenizer, {"loss": 0.25}, device="cpu", steps=40)
+    job.publish(partial(write_model, model, tokenizer), {"loss": 0.25}, device="cpu", steps=40)
 
     (record,) = job.store.models()
     assert record.id == f"ft:crafter-tiny:{job.id}" == job.store.get(job.id).model_id
@@ -87,7 +90,7 @@ def test_equal_tokenizers_have_equal_hashes(tmp_path):
 def test_a_replaced_worker_publishes_nothing(job):
     job.store.begin_attempt(job.id)
     with pytest.raises(LeaseLost):
-        job.publish(*make_tiny(0), {})
+        job.publish(partial(write_model, *make_tiny(0)), {})
     assert job.store.models() == [] and not model_folder(job.data_dir, job.id).exists()
     assert run_main(job, lambda worker: worker.event("t", "m")) == 0, "it leaves quietly"
     assert job.store.get(job.id).status == "running"
@@ -98,7 +101,7 @@ def test_only_the_first_of_several_processes_tells(job, monkeypatch):
     second = worker_job.WorkerJob(job.store, job.data_dir, job.id, job.lease.attempt)
     second.event("t", "m")
     second.metrics(1, {"loss": 1.0})
-    second.publish(None, None, {})
+    second.publish(lambda part, folder: part.touch(), {})
     assert "t" not in [e.type for e in job.store.events(job.id)] and job.store.metrics(job.id) == []
 
 
@@ -135,14 +138,14 @@ def test_a_bug_is_the_supervisors(job):
 def test_only_numbers_that_say_something_are_told(job):
     logs = {"loss": 0.5, "epoch": 2.0, "eval_loss": 0.75, "grad_norm": float("nan")}
     end = {"train_loss": 0.6, "train_runtime": 3.0, "total_flos": 9.0, "epoch": 2.0}
-    reporter, state = job.reporter("train."), TrainerState(global_step=4)
+    reporter, state = Reporter(job, "train."), TrainerState(global_step=4)
     for entry in (logs, end):
         reporter.on_log(None, state, None, logs=entry)
     assert {m["name"] if isinstance(m, dict) else m.name for m in job.store.metrics(job.id)} == {
         "train.loss",
         "validation.loss",
     }
-    assert worker_job.last_metrics([logs, end]) == {"loss": 0.5, "eval_loss": 0.75}
+    assert last_metrics([logs, end]) == {"loss": 0.5, "eval_loss": 0.75}
 
 
 def test_a_cancelled_job_ends_at_the_next_check(job):

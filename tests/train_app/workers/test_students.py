@@ -15,6 +15,7 @@ from peft import PeftModel, get_peft_model  # noqa: E402
 
 from crafter_pipeline.config import SftConfig  # noqa: E402
 from crafter_pipeline.errors import ConfigError, PipelineError  # noqa: E402
+from crafter_pipeline.model_names import student_size  # noqa: E402
 from train_app.adapters import base_of  # noqa: E402
 from train_app.model_shapes import shape_of  # noqa: E402
 from train_app.workers import students  # noqa: E402
@@ -163,6 +164,19 @@ def test_parameters_are_counted_without_weights(base):
     assert parameters_of("crafter-tiny") == parameters_of(str(base)) == count
     assert shape_of(str(base)).parameters == pytest.approx(count, rel=0.01)
     assert shape_of("crafter-tiny") == shape_of(str(base))
+
+
+def test_a_student_of_another_size_is_named_by_it():
+    model, _ = make_tiny(0, "crafter-tiny-128x3")
+    assert (model.config.hidden_size, model.config.num_hidden_layers) == (128, 3)
+    assert parameters_of("crafter-tiny-128x3") == sum(p.numel() for p in model.parameters())
+    for name in ("crafter-tiny-100x2", "crafter-tiny-128x0", "crafter-tiny-1024x2", "my-crafter-tiny-128x3"):
+        assert student_size(name) is None
+
+
+def test_an_adapter_on_a_student_of_another_size_brings_its_base(save_adapter):
+    folder, expected = save_adapter(base="crafter-tiny-64x1", seed=2)
+    assert torch.allclose(logits(load_student(str(folder))[0]), expected, atol=1e-4)
 
 
 def test_a_gguf_file_is_named_in_two_ways():

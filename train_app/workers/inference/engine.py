@@ -1,8 +1,9 @@
 """Batched sampling on CPU, MPS or one GPU, in process: token ids in, token ids and logprobs out.
 
 Requests join and leave a running batch between decode steps (continuous batching), so that 64 rollouts cost 64 rows of
-one forward, not 64 forwards. A long prompt is read in chunks between the steps of those that are decoding. Weights are
-swapped when no answer is under way, so that every answer has one version.
+one forward, not 64 forwards. A forward of a small model costs about the same for one row as for ten, and rollouts come
+back one by one: prompts wait a moment for those that were just answered. A long prompt is read in chunks between the
+steps of those that are decoding. Weights are swapped when no answer is under way, so that every answer has one version.
 
 `logprobs` are those of the sampling distribution (temperature applied, full vocabulary): what a policy gradient
 needs as its denominator.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -29,6 +31,12 @@ PREFILL_TOKENS = 2048
 """Columns times rows read at once, padding included: what those that are decoding wait for."""
 SCORED_TOKENS = 256
 """Columns read at once of a prompt whose tokens are scored: all their logits are held."""
+COMPANY = 16
+"""Prompts that are read at once without waiting for more: a forward's fixed cost is small beside theirs."""
+COMPANY_SECONDS = 0.03
+"""A prompt waits for company at most."""
+BACK_SECONDS = 0.25
+"""Whoever was answered is expected with a next request for so long."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +48,8 @@ class _Row:
     watch: Watch | None
     random: random.Random
     future: Future[Sample]
+    asked_at: float
+    """Monotonic seconds."""
     version: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -140,6 +150,8 @@ class Engine:
         self._wake = threading.Condition()
         # Under the condition's lock:
         self._waiting: deque[_Row] = deque()
+        self._answered: deque[float] = deque()
+        """When those were answered (monotonic seconds) who may soon be back."""
         self._publications: deque[_Publication] = deque()
         self._closed = False
         self._fault: Exception | None = None
@@ -170,8 +182,10 @@ class Engine:
             if len(self._waiting) >= self._max_waiting:
                 raise Busy(f"{len(self._waiting)} requests wait already; ask again in a moment.")
             seed = self._seeds.getrandbits(64) if sampling.seed is None else sampling.seed
-            row = _Row(ids, sampling, watch, random.Random(seed), Future())
+            row = _Row(ids, sampling, watch, random.Random(seed), Future(), time.monotonic())
             self._waiting.append(row)
+            if self._answered:
+                self._answered.popleft()
             self._wake.notify()
         return row.future
 
@@ -227,15 +241,29 @@ class Engine:
         with self._wake:
             while not self._closed:
                 busy = bool(self._rows) or self._reading is not None
+                patience = self._patience()
                 if self._publications:
                     if not busy:
                         return self._publications.popleft(), []
-                elif self._reading is None and (rows := self._next_rows()):
+                elif self._reading is None and not patience and (rows := self._next_rows()):
                     return None, rows
                 if busy:
                     break
-                self._wake.wait()
+                self._wake.wait(patience or None)
             return None, []
+
+    def _patience(self) -> float:
+        """Seconds that the waiting prompts still wait for company; 0: none are waiting, or they are read now.
+
+        Company is expected from those who were answered lately and have not asked again. Once as many wait as are
+        expected, two halves take turns: one is answered while the other is on its way.
+        """
+        now = time.monotonic()
+        while self._answered and now - self._answered[0] > BACK_SECONDS:
+            self._answered.popleft()
+        if len(self._waiting) >= min(len(self._answered), COMPANY):
+            return 0.0
+        return max(0.0, self._waiting[0].asked_at + COMPANY_SECONDS - now) if self._waiting else 0.0
 
     def _next_rows(self) -> list[_Row]:
         """Requests in the order of their arrival whose prompts fit into one forward, or one that needs several."""
@@ -374,12 +402,12 @@ class Engine:
 
     def _release(self) -> None:
         """Answer the rows that are done and give their slots back."""
-        gone = []
-        for i, row in enumerate(self._rows):
-            if not row.over and (row.finished or len(row.ids) >= row.sampling.max_tokens):
-                row.answer()
-            if row.over or row.future.cancelled():
-                gone.append(i)
+        done = [r for r in self._rows if not r.over and (r.finished or len(r.ids) >= r.sampling.max_tokens)]
+        with self._wake:  # before they know, and ask again
+            self._answered.extend([time.monotonic()] * len(done))
+        for row in done:
+            row.answer()
+        gone = [i for i, row in enumerate(self._rows) if row.over or row.future.cancelled()]
         if not gone:
             return
         order = self._forward.leave(gone)

@@ -31,9 +31,9 @@ import torch
 from safetensors.torch import save_file
 
 from crafter_pipeline.errors import ModelError
+from crafter_pipeline.model_names import student_size
 from crafter_pipeline.processes import Service, free_port
 from crafter_pipeline.settings import load_settings
-from crafter_pipeline.tokens import TINY
 from train_app.workers.inference.sampling import Alternatives, Busy, Sample, Sampling, Token, Watch, Weights
 
 START_SECONDS = 900.0
@@ -60,7 +60,12 @@ def vllm_command() -> list[str] | None:
 
 def vllm_serves(source: str, device: torch.device) -> bool:
     """Whether vLLM is to sample from weights at `source`: it is installed, on CUDA, and reads them."""
-    return device.type == "cuda" and vllm_command() is not None and source != TINY and not source.endswith(".gguf")
+    return (
+        device.type == "cuda"
+        and vllm_command() is not None
+        and student_size(source) is None
+        and not source.endswith(".gguf")
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,8 @@ class World:
     """Name -> what is kept in `<name>.json` of every checkpoint."""
     samples: SampleWriter | None = None
     """Takes what was trained; None: nobody does."""
+    watch: Callable[[int, Played], None] = lambda iteration, played: None
+    """Shown each iteration's rollouts once they were trained on."""
 
 
 class TurnTrainer(GRPOTrainer):
@@ -221,9 +223,11 @@ class TurnTrainer(GRPOTrainer):
         self._clock.enter("idle")
         told = {**rollout_metrics(self._played.groups), **self._played.numbers}
         told |= {**batch_metrics(self._batch), **self._update.metrics(), "weight_sync_ms": self._sync_ms}
+        told |= self._so_far(self._batch)
         if self._world.samples is not None:
             with self._clock.during("record"):
                 self._world.samples.submit(iteration + 1, self._trained_rows())
+        self._world.watch(iteration, self._played)
         self._alarms.observe(iteration + 1, self._signs(told))
         if self._world.evaluate is not None and self._evaluates(iteration):
             with self._clock.during("dev_evaluation"):
@@ -236,6 +240,19 @@ class TurnTrainer(GRPOTrainer):
         for name, value in told.items():
             self._metrics["train"][name].append(value)
         return self._alarms.stopped is not None
+
+    def _so_far(self, batch: Batch) -> dict[str, float]:
+        """What the job has trained since its first iteration: tokens with their prompts, episodes and turns played. The
+        checkpoint keeps the log, so that a resumed job counts on."""
+        before = next((entry for entry in reversed(self.state.log_history) if "num_episodes" in entry), {})
+        rollouts = [rollout for group in self._played.groups for rollout in group]
+        tokens = sum(len(row.sample.prompt_ids) + len(row.sample.ids) for row in batch.rows)
+        self.state.num_input_tokens_seen += tokens
+        return {
+            "num_tokens": float(self.state.num_input_tokens_seen),
+            "num_episodes": before.get("num_episodes", 0.0) + len(rollouts),
+            "num_turns": before.get("num_turns", 0.0) + sum(len(rollout.samples) for rollout in rollouts),
+        }
 
     def _evaluates(self, iteration: int) -> bool:
         dev, last = self._config.dev, iteration + 1 == self._config.iterations or self._alarms.stopped is not None

@@ -20,11 +20,13 @@ from train_app.checkpoints import checkpoints_folder
 from train_app.curriculum import TaskSource, make_tasks
 from train_app.samples import SampleWriter
 from train_app.workers import job as worker_job
+from train_app.workers.checkpoints import write_model
 from train_app.workers.devices import Hardware, settled, threads_for, use_cpu_threads
+from train_app.workers.reporter import Reporter, last_metrics
 from train_app.workers.rl.distillation import LocalTeacher, ServedTeacher, refuse_other_vocabulary
 from train_app.workers.rl.sampler import Policy, policy_of, split_gpus
 from train_app.workers.rl.trainer import ANSWER_TOKENS, Played, TurnTrainer, World, rl_trainer, rules_of
-from train_app.workers.rollouts.dev_evaluation import BestKeeper
+from train_app.workers.rollouts.dev_evaluation import BestKeeper, achievements_of, success_metrics
 from train_app.workers.rollouts.player import RolloutPlayer
 from train_app.workers.sft.trackers import tracker_arguments
 from train_app.workers.students import load_student, load_trainable, parameters_of
@@ -41,6 +43,7 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
     trackers = tracker_arguments(config.report_to, job.id, job.folder)
     hardware = settled(job.folder, config.device, config.dtype, parameters=parameters_of(source))
     job.event("job.device", hardware.why, **hardware.facts())
+    job.meter.gpus = config.gpus if hardware.device.type == "cuda" else 0
     trainable = load_trainable(source, config, hardware)
     if trainable.note:
         job.warn(trainable.note)
@@ -65,6 +68,7 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
             event=job.event,
             kept={"tasks": tasks},
             samples=samples,
+            watch=unlocks_of(job),
         )
         trainer = rl_trainer(
             trainable,
@@ -72,7 +76,7 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
             checkpoints_folder(job.folder),
             world,
             hardware,
-            [job.reporter(PREFIXES[config.advantage == "distillation"], config.minibatches)],
+            [Reporter(job, PREFIXES[config.advantage == "distillation"], config.minibatches)],
             answer_tokens=int(spec.policy.get("max_tokens") or ANSWER_TOKENS),
             trackers=trackers,
         )
@@ -85,7 +89,8 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
         facts |= {"best_iteration": kept.step, "best_dev_reward": kept.reward}
         message = f"the model is that of step {kept.step}: dev reward {kept.reward:.3g}"
         job.event("rl.best", message, step=kept.step, reward=kept.reward)
-    job.publish(trainer.trained, tokenizer, worker_job.last_metrics(trainer.state.log_history), **facts)
+    write = partial(write_model, trainer.trained, tokenizer)
+    job.publish(write, last_metrics(trainer.state.log_history), **facts)
 
 
 def rollouts_of(player: RolloutPlayer, tasks: TaskSource, config: RlConfig) -> Callable[[int], Played]:
@@ -99,6 +104,18 @@ def rollouts_of(player: RolloutPlayer, tasks: TaskSource, config: RlConfig) -> C
         return Played(groups, player.stats.metrics())
 
     return play
+
+
+def unlocks_of(job: worker_job.WorkerJob) -> Callable[[int, Played], None]:
+    """Tells how often each achievement was unlocked in an iteration's rollouts: for the heat map, not for the log."""
+    names, prefix = achievements_of(job.rl.environment), PREFIXES[job.rl.config.advantage == "distillation"]
+
+    def tell(iteration: int, played: Played) -> None:
+        unlocked = [frozenset(rollout.achievements) for group in played.groups for rollout in group]
+        rates = success_metrics(unlocked, names) if unlocked else {}
+        job.metrics(iteration + 1, {prefix + name: rate for name, rate in rates.items()})
+
+    return tell
 
 
 def evaluation_of(

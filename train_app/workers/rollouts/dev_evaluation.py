@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,8 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from crafter_pipeline.config import DevSeeds
-from crafter_pipeline.errors import DataError
+from crafter_pipeline.environments import find_environment
+from crafter_pipeline.errors import ConfigError, DataError
 from crafter_pipeline.evaluation import mean_interval
+from crafter_pipeline.learning_curves import SUCCESS
 from train_app.workers.inference.sampling import Sampler
 
 
@@ -29,8 +31,10 @@ class DevScore:
 
     rewards: Mapping[int, float]
     """Seed -> return of its episode: the environment's, neither shaped nor judged."""
-    achievements: Mapping[int, int]
-    """Seed -> how many it unlocked."""
+    achievements: Mapping[int, Collection[str]]
+    """Seed -> those it unlocked."""
+    names: Sequence[str] = ()
+    """Those that could be unlocked, as far as the environment is known here."""
 
     @property
     def reward(self) -> float:
@@ -40,18 +44,45 @@ class DevScore:
     @property
     def mean_achievements(self) -> float:
         """Per episode."""
-        return fmean(self.achievements.values())
+        return fmean(map(len, self.achievements.values()))
 
     def metrics(self) -> dict[str, float]:
         """The numbers of the job's phase `dev`; low and high: 95 % interval of the mean over the seeds."""
-        low, high = mean_interval(list(self.rewards.values()))
-        return {
-            "dev.reward": self.reward,
-            "dev.reward_low": low,
-            "dev.reward_high": high,
-            "dev.achievements": self.mean_achievements,
-            "dev.episodes": float(len(self.rewards)),
+        reward_low, reward_high = mean_interval(list(self.rewards.values()))
+        low, high = mean_interval([float(len(unlocked)) for unlocked in self.achievements.values()])
+        told = {
+            "reward": self.reward,
+            "reward_low": reward_low,
+            "reward_high": reward_high,
+            "achievements": self.mean_achievements,
+            "achievements_low": low,
+            "achievements_high": high,
+            "episodes": float(len(self.rewards)),
+            **success_metrics(list(self.achievements.values()), self.names),
         }
+        return {f"dev.{name}": value for name, value in told.items()}
+
+
+def success_metrics(unlocked: Sequence[Collection[str]], names: Sequence[str]) -> dict[str, float]:
+    """`success.<achievement>`: the share of episodes (0–1) that unlocked it.
+
+    Args:
+        unlocked: Of each episode.
+        names: Told also where no episode unlocked them.
+    """
+    found = sorted({name for of_episode in unlocked for name in of_episode}.difference(names))
+    return {
+        SUCCESS + name: sum(name in of_episode for of_episode in unlocked) / max(len(unlocked), 1)
+        for name in (*names, *found)
+    }
+
+
+def achievements_of(environment: str) -> tuple[str, ...]:
+    """Those that an environment has; of one that is not ours, none are known."""
+    try:
+        return find_environment(environment).achievements
+    except ConfigError:
+        return ()
 
 
 class Player(Protocol):

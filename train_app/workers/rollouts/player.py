@@ -27,7 +27,7 @@ from train_app.curriculum import Task
 from train_app.specs import RlSpec, SftSpec
 from train_app.workers.inference.chat import ChatModel
 from train_app.workers.inference.sampling import Sample
-from train_app.workers.rollouts.dev_evaluation import DevScore
+from train_app.workers.rollouts.dev_evaluation import DevScore, achievements_of
 from train_app.workers.rollouts.episodes import Episodes, Outcome, read_outcome
 from train_app.workers.rollouts.gateway import LOOPBACK, Gateway, address_for, samples_of
 from train_app.workers.rollouts.judging import RolloutJudge
@@ -249,7 +249,9 @@ class RolloutPlayer:
         )
         rollouts = [rollout for rollout, _ in (pair for pair in played if pair is not None)]
         return DevScore(
-            {r.seed: sum(r.turn_rewards) for r in rollouts}, {r.seed: len(r.achievements) for r in rollouts}
+            {r.seed: sum(r.turn_rewards) for r in rollouts},
+            {r.seed: frozenset(r.achievements) for r in rollouts},
+            achievements_of(self._episodes.environment),
         )
 
     async def _all(self, batch: _Batch, rollouts: Iterable[Coroutine[Any, Any, T | None]]) -> list[T | None]:

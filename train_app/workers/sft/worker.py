@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from crafter_pipeline.errors import ConfigError, DataError
 from train_app.checkpoints import checkpoints_folder
 from train_app.specs import SftSpec
 from train_app.workers import job as worker_job
-from train_app.workers.checkpoints import newest_complete
+from train_app.workers.checkpoints import newest_complete, write_model
 from train_app.workers.devices import Hardware, settled, threads_for, use_cpu_threads
 from train_app.workers.inference.chat import ChatModel
 from train_app.workers.inference.engine import Engine
 from train_app.workers.inference.worker import context_of, end_ids
+from train_app.workers.reporter import Reporter, last_metrics
 from train_app.workers.rollouts.dev_evaluation import BestKeeper, DevEvaluator
 from train_app.workers.rollouts.player import RolloutPlayer
 from train_app.workers.sft.rows import TokenRow, columns_of, marked, split_rows, token_rows
@@ -87,6 +89,7 @@ def run(job: worker_job.WorkerJob) -> None:
     source = job.weights_of(config.base_model)
     hardware = settled(job.folder, config.device, config.dtype, parameters=parameters_of(source))
     job.event("job.device", hardware.why, **hardware.facts())
+    job.meter.gpus = 1 if hardware.device.type == "cuda" else 0  # of several processes each has its own
     use_cpu_threads(hardware.threads)
     student = load_trainable(source, config, hardware)
     if student.note:
@@ -95,7 +98,7 @@ def run(job: worker_job.WorkerJob) -> None:
     _tell(job, trained, held_back, student.tokenizer)
 
     keeper = BestKeeper(job.folder / "best") if config.keep != "last" else None
-    callbacks: list[TrainerCallback] = [job.reporter("train.")]
+    callbacks: list[TrainerCallback] = [Reporter(job, "train.")]
     if keeper is not None and config.keep == "best_loss":
         callbacks.append(KeepLowestLoss(keeper))
     with _dev_episodes(job, source, hardware) as evaluator:
@@ -120,7 +123,8 @@ def run(job: worker_job.WorkerJob) -> None:
         job.event("sft.best", f"the weights of step {best.step} are kept ({config.keep})", step=best.step)
         facts["best_step"] = best.step
     model = trainer.accelerator.unwrap_model(trainer.model)
-    job.publish(model, student.tokenizer, metrics=worker_job.last_metrics(trainer.state.log_history), **facts)
+    write = partial(write_model, model, student.tokenizer)
+    job.publish(write, last_metrics(trainer.state.log_history), **facts)
 
 
 def read_rows(spec: SftSpec, tokenizer: PreTrainedTokenizerBase) -> tuple[list[TokenRow], list[TokenRow]]:

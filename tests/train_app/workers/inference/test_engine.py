@@ -141,6 +141,47 @@ def test_a_long_prompt_is_read_between_the_steps_of_the_others(student, monkeypa
     engine.close()
 
 
+@pytest.fixture
+def reads(engine, monkeypatch):
+    """How many prompts were read together, forward by forward, by an engine that is in no hurry."""
+    counted, prefill = [], engine._forward.prefill
+
+    def counting(prompts, *args, **kwargs):
+        counted.append(len(prompts))
+        return prefill(prompts, *args, **kwargs)
+
+    monkeypatch.setattr(engine._forward, "prefill", counting)
+    monkeypatch.setattr("train_app.workers.inference.engine.BACK_SECONDS", 60.0)
+    monkeypatch.setattr("train_app.workers.inference.engine.COMPANY_SECONDS", 60.0)
+    return counted
+
+
+def test_prompts_wait_for_half_of_those_that_were_just_answered(engine, reads):
+    for future in [engine.submit([310 + i], Sampling(max_tokens=1)) for i in range(4)]:
+        future.result(30)
+    reads.clear()
+    first = engine.submit([320], Sampling(max_tokens=1))
+    with pytest.raises(TimeoutError):
+        first.result(0.2)
+    second = engine.submit([321], Sampling(max_tokens=1))
+    first.result(30), second.result(30)
+    assert reads == [2]
+
+
+def test_a_caller_alone_waits_for_nobody(engine, reads):
+    for _ in range(3):
+        engine.submit([320], Sampling(max_tokens=2)).result(30)
+    assert reads == [1, 1, 1]
+
+
+def test_company_that_does_not_come_is_waited_for_a_moment_only(engine, reads, monkeypatch):
+    for future in [engine.submit([310 + i], Sampling(max_tokens=1)) for i in range(4)]:
+        future.result(30)
+    monkeypatch.setattr("train_app.workers.inference.engine.COMPANY_SECONDS", 0.05)
+    engine.submit([320], Sampling(max_tokens=1)).result(30)
+    assert reads[-1] == 1
+
+
 def test_a_cancelled_request_gives_its_row_to_the_next():
     engine = Engine(make_tiny(seed=0)[0], [], 0, max_batch=1)
     started = threading.Event()

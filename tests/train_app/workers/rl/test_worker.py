@@ -46,11 +46,12 @@ class Player:
     def _rollout(self, task, k):
         samples = tuple(self.engine.submit(prompt, Sampling(2)).result(30) for prompt in PROMPTS)
         rewards = tuple(float(sample.ids[0] % 10) for sample in samples)
-        return PlayedRollout(task, samples, rewards, (), 0, run_id=f"run-{task.seed}-{k}", index=k)
+        unlocked = ("collect_wood",) if task.seed % 2 else ()
+        return PlayedRollout(task, samples, rewards, unlocked, 0, run_id=f"run-{task.seed}-{k}", index=k)
 
     def evaluate(self, seeds, temperature, label):
         reward = self.dev.pop(0)
-        return DevScore({s: reward for s in seeds}, dict.fromkeys(seeds, 0))
+        return DevScore({s: reward for s in seeds}, dict.fromkeys(seeds, ()))
 
     def close(self):
         pass
@@ -92,6 +93,8 @@ def test_a_job_tells_its_numbers_per_iteration_and_registers_its_model_with_how_
     assert [m.step for m in store.metrics(job.id, "rl.reward")] == [1, 2]
     assert max(numbers(store, job, "rl.logprob_diff_max")) <= 1e-4
     assert all(0 < share <= 1 for share in numbers(store, job, "rl.compute_share"))
+    assert numbers(store, job, "rl.success.collect_wood") == [0.5, 0.5] and "success.collect_wood" not in model.metrics
+    assert numbers(store, job, "rl.success.eat_cow") == [0.0, 0.0], "told also where nobody unlocked it"
     kinds = [event.type for event in store.events(job.id, 0, 100)]
     assert "job.device" in kinds and kinds.count("rl.progress") == 2
 
@@ -149,6 +152,12 @@ def test_a_killed_job_repeats_at_most_the_iteration_it_was_in(run_job, tmp_path)
     job, model, store = run_job(again, job=job)
     assert again.played == [2, 3] and job.status == "succeeded" and model.facts["iterations"] == 4
     assert [m.step for m in store.metrics(job.id, "rl.reward")] == [1, 2, 3, 4]
+    assert numbers(store, job, "rl.num_episodes") == [6.0, 12.0, 18.0, 24.0], "a resumed job counts on"
+    assert numbers(store, job, "rl.num_turns") == [12.0, 24.0, 36.0, 48.0]
+    tokens = numbers(store, job, "rl.num_tokens")
+    assert tokens == sorted(set(tokens)) and tokens[0] % (len(PROMPTS[0]) + 2) == 0, "of whole rows, with their prompts"
+    told = store.compute(job.id)
+    assert (told.episodes, told.turns, told.tokens) == (24, 48, tokens[-1]) and told.cpu_seconds > 0
     assert {row["iteration"] for i in range(1, 5) for row in list_samples(tmp_path / "jobs" / job.id, i)} == {
         1,
         2,

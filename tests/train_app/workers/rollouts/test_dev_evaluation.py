@@ -8,7 +8,14 @@ torch = pytest.importorskip("torch")
 
 from crafter_pipeline.config import DevSeeds  # noqa: E402
 from crafter_pipeline.errors import DataError  # noqa: E402
-from train_app.workers.rollouts.dev_evaluation import Best, BestKeeper, DevEvaluator, DevScore  # noqa: E402
+from train_app.workers.rollouts.dev_evaluation import (  # noqa: E402
+    Best,
+    BestKeeper,
+    DevEvaluator,
+    DevScore,
+    achievements_of,
+    success_metrics,
+)
 
 
 class Player:
@@ -20,7 +27,7 @@ class Player:
     def evaluate(self, seeds, temperature, label):
         self.asked.append((seeds, temperature, label))
         reward = float(sum(tensor.sum() for tensor in self.sampler.weights.values()))
-        return DevScore({seed: reward + seed for seed in seeds}, {seed: 3 for seed in seeds})
+        return DevScore({seed: reward + seed for seed in seeds}, {seed: {"a", "b", "c"} for seed in seeds}, ("a", "z"))
 
 
 class Sampler:
@@ -58,7 +65,20 @@ def test_weights_are_scored_on_the_dev_seeds_and_the_numbers_are_recorded():
     ((step, numbers),) = told
     assert step == 6 and numbers["dev.reward"] == 3.0 and numbers["dev.achievements"] == 3.0
     assert 2.0 <= numbers["dev.reward_low"] < 3.0 < numbers["dev.reward_high"] <= 4.0
-    assert numbers["dev.episodes"] == 3.0
+    assert numbers["dev.episodes"] == 3.0 and numbers["dev.achievements_low"] == numbers["dev.achievements_high"] == 3.0
+    assert {name: rate for name, rate in numbers.items() if "success" in name} == {
+        "dev.success.a": 1.0,
+        "dev.success.z": 0.0,  # the environment has it, nobody unlocked it
+        "dev.success.b": 1.0,
+        "dev.success.c": 1.0,
+    }
+
+
+def test_a_success_rate_is_the_share_of_episodes_that_unlocked_it():
+    rates = success_metrics([{"collect_wood"}, {"collect_wood", "eat_cow"}, (), ()], achievements_of("crafter"))
+    assert len(rates) == 22 and sum(rates.values()) == 0.75
+    assert (rates["success.collect_wood"], rates["success.eat_cow"]) == (0.5, 0.25)
+    assert success_metrics([{"x"}, ()], achievements_of("somebody-elses")) == {"success.x": 0.5}
 
 
 def test_the_best_weights_are_kept_and_come_back(tmp_path):

@@ -90,6 +90,15 @@ def test_the_loss_is_cross_entropy_on_the_answers(tmp_path, collate):
     assert ours.item() == pytest.approx(bare_loss(model, rows), rel=1e-5)
 
 
+def test_padded_rows_are_read_without_a_mask(tmp_path):
+    model, tokenizer = make_tiny(0)
+    trainer = sft_trainer(model, tokenizer, make_rows(8), SftConfig(batch_size=8, max_steps=1), tmp_path)
+    asked = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: asked.append(set(kwargs)), with_kwargs=True)
+    trainer.compute_loss(model.train(), Padded(0)(as_list(make_rows(8))))
+    assert asked == [{"input_ids", "logits_to_keep", "use_cache"}]
+
+
 def test_rows_are_packed_where_they_fit_best():
     assert best_fit([3, 9, 4, 6], capacity=10) == [[1], [3, 2], [0]]
 

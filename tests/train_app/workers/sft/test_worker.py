@@ -90,6 +90,9 @@ def test_a_job_tells_its_device_its_rows_its_numbers_and_its_cost(make_job):
         assert len(metrics(job, f"train.{name}")) == 4, name
     seconds = [value for _, value in metrics(job, "train.cost")]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < 600  # a unit per second
+    told = job.store.compute(job.id)
+    assert told.tokens == metrics(job, "train.num_tokens")[-1][1] > 0 and told.episodes is None
+    assert told.wall_seconds > 0 < told.cpu_seconds and told.gpu_seconds == 0
     model = job.store.resolve_model(job.id)
     assert model.metrics["loss"] == pytest.approx(metrics(job, "train.loss")[-1][1])
 
@@ -128,7 +131,7 @@ def test_the_highest_reward_on_dev_seeds_is_kept(make_job, monkeypatch):
 
         def score(self, step, weights):
             played[step] = {name: w.clone() for name, w in weights.items()}
-            return DevScore({1: rewards[step]}, {1: 0})
+            return DevScore({1: rewards[step]}, {1: ()})
 
     @contextmanager
     def episodes(job, source, hardware):

@@ -1,0 +1,394 @@
+"""What came of a sweep: a row per run, from what the sweep's folder has stored. Nothing is played, nothing trained.
+
+A row's scores are those of all its trainings together: intervals are over trainings and worlds, a difference to the
+first row is over the worlds that both played. What a row cost is the mean of its trainings, with every step that it
+needs, whoever did that first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from crafter_pipeline.config import SweepConfig, Training
+from crafter_pipeline.dataset.manifest import DatasetManifest
+from crafter_pipeline.episodes import Collected
+from crafter_pipeline.errors import DataError
+from crafter_pipeline.evaluation import Evaluation, crafter_score
+from crafter_pipeline.evaluation.scores import MIN_PAIRS
+from crafter_pipeline.evaluation.statistics import (
+    Paired,
+    holm,
+    nested_difference,
+    nested_interval,
+    pooled_mean,
+    seeds_needed,
+)
+from crafter_pipeline.files import safe_name, write_whole
+from crafter_pipeline.run_report import environment_facts
+from crafter_pipeline.runs import Run
+from crafter_pipeline.sweeps.plan import Plan, Row, Step, Trial
+from crafter_pipeline.training import TrainedModel
+
+Outputs = Collected | DatasetManifest | Evaluation | TrainedModel
+State = Literal["done", "partly", "failed", "not run"]
+
+LEVEL = 0.05
+"""A corrected p-value below it is a difference."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a training took, with every step before it; the mean of several."""
+
+    seconds: float
+    """Of collecting, filtering, playing and training, as a clock on the wall saw it; judging is not part of it."""
+    evaluation_seconds: float
+    job_seconds: float | None = None
+    """Of the training jobs alone. This and what follows: None where a backend does not tell."""
+    cpu_seconds: float | None = None
+    gpu_seconds: float | None = None
+    tokens: float | None = None
+    """Trained, prompts included."""
+    episodes: float | None = None
+    """Played by RL."""
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second of the training jobs."""
+        return self.tokens / self.job_seconds if self.tokens is not None and self.job_seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Achievements per episode of a row minus those of the first row."""
+
+    delta: float
+    ci95: tuple[float, float]
+    """Over trainings and worlds."""
+    p: float
+    """Of the worlds alone, by the signs of their differences."""
+    p_corrected: float
+    """For the number of rows (Holm)."""
+    seeds: tuple[int, ...]
+    """Worlds that both played."""
+    worlds_needed: int | None
+    """Worlds that show a true difference of this size four times out of five; None: there is no difference."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is more than noise: the interval excludes zero, and so does the corrected test."""
+        excludes = self.ci95[0] > 0 or self.ci95[1] < 0
+        return excludes and self.p_corrected < LEVEL and len(self.seeds) >= MIN_PAIRS
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """How the models of a row play."""
+
+    achievements: float
+    ci95: tuple[float, float]
+    crafter_score: float | None
+    """0–100; None: the environment has one achievement."""
+    reward: float
+    invalid_answers: float
+    """Share of the turns whose answer could not be read, 0–1."""
+    env_steps: float
+    """Per episode."""
+    worlds: int
+    success_rates: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A row of the table."""
+
+    name: str
+    stages: tuple[Training, ...]
+    changes: dict[str, Any]
+    """Dotted key -> value: what makes this row."""
+    tags: dict[str, str]
+    filter: tuple[str, ...]
+    """Rules that selected its training rows."""
+    state: State
+    trainings: int
+    """That were judged."""
+    of: int
+    """That were asked for."""
+    models: tuple[str, ...] = ()
+    dataset_sha256: str | None = None
+    dataset_rows: int | None = None
+    """Rows of the last dataset that was trained on, in the first training."""
+    dataset_tokens: int | None = None
+    quality: Quality | None = None
+    difference: Difference | None = None
+    """None: the first row, or nothing to compare."""
+    cost: Cost | None = None
+    errors: dict[str, str] = field(default_factory=dict)
+    """Training -> why it failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResults:
+    """The table, and what has to be known to read it."""
+
+    name: str
+    id: str
+    """Name of the folder."""
+    says: str
+    created_at: float
+    """Unix seconds."""
+    rows: tuple[Result, ...]
+    baselines: tuple[Evaluation, ...]
+    worlds: str
+    """Which ones were played, in words."""
+    repeats: int
+    notes: tuple[str, ...]
+    """How to read it: what is noise, and what was not done."""
+    environment: dict[str, Any]
+    command: str
+    """What does it again."""
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Training -> why it failed."""
+        return {name: why for row in self.rows for name, why in row.errors.items()}
+
+    @property
+    def headline(self) -> str:
+        """The outcome in a line."""
+        judged = [(row.quality.achievements, row) for row in self.rows if row.quality is not None]
+        if not judged:
+            return "no run was judged"
+        best, row = max(judged, key=lambda pair: pair[0])
+        shown = [r for r in self.rows if r.difference is not None and r.difference.shown]
+        told = f"{len(judged)} of {len(self.rows)} runs, best {row.name} with {best:.2f} achievements"
+        return f"{told}, {len(shown)} differ from {self.rows[0].name}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As results.json has it."""
+        return {**asdict(self), "baselines": [e.to_json() for e in self.baselines]}
+
+
+# --------------------------------------------------------------------------- what is stored
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What is stored of a trial."""
+
+    trial: Trial
+    outputs: dict[Step, list[Any]]
+    """What the stages of each step returned, in their order."""
+    seconds: dict[Step, float]
+    error: str | None
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        found = self.outputs[self.trial.steps["evaluate"]]
+        return next((one for one in found if isinstance(one, Evaluation)), None)
+
+    @property
+    def models(self) -> list[TrainedModel]:
+        """Every job's, in the order they were trained."""
+        return [one for found in self.outputs.values() for one in found if isinstance(one, TrainedModel)]
+
+    @property
+    def dataset(self) -> DatasetManifest | None:
+        """The last one that was trained on."""
+        found = [one for found in self.outputs.values() for one in found if isinstance(one, DatasetManifest)]
+        return found[-1] if found else None
+
+
+def place(folder: Path, step: Step, trial: Trial) -> Run:
+    """Where a sweep keeps what a step leaves behind."""
+    return Run(folder / "work" / step.folder, trial.config)
+
+
+def keep_failure(folder: Path, trial: Trial, error: str | None) -> None:
+    """Remember why a trial failed; None: it did not, and what was remembered is forgotten."""
+    path = folder / "failed" / f"{safe_name(trial.name)}.json"
+    if error is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_whole(path, json.dumps({"trial": trial.name, "error": error}, indent=1))
+
+
+def _outcome(folder: Path, trial: Trial) -> _Outcome:
+    outputs: dict[Step, list[Any]] = {}
+    seconds: dict[Step, float] = {}
+    for step in trial.steps.values():
+        outputs[step], seconds[step] = _stored(place(folder, step, trial))
+    try:
+        error = str(json.loads((folder / "failed" / f"{safe_name(trial.name)}.json").read_text())["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        error = None
+    return _Outcome(trial, outputs, seconds, error)
+
+
+def _stored(run: Run) -> tuple[list[Any], float]:
+    """(what the stages of a step returned, how long they took)"""
+    run.recall(Outputs)
+    return list(run.outputs.values()), run.seconds
+
+
+# --------------------------------------------------------------------------- the table
+
+
+def results_of(plan: Plan, folder: Path, command: str) -> SweepResults:
+    """The table of what is stored in a sweep's folder."""
+    outcomes = {row.name: [_outcome(folder, trial) for trial in row.trials] for row in plan.rows}
+    evaluations = {name: [o.evaluation for o in found if o.evaluation] for name, found in outcomes.items()}
+    differences = _differences(plan, evaluations)
+    rows = tuple(_result(row, outcomes[row.name], differences.get(row.name), plan) for row in plan.rows)
+    return SweepResults(
+        name=plan.config.name,
+        id=folder.name,
+        says=plan.config.says,
+        created_at=time.time(),
+        rows=rows,
+        baselines=_baselines(plan, folder),
+        worlds=_worlds(plan),
+        repeats=plan.config.repeats.count,
+        notes=tuple(_notes(plan.config, rows)),
+        environment=dict(environment_facts()),
+        command=command,
+    )
+
+
+def _result(row: Row, outcomes: Sequence[_Outcome], difference: Difference | None, plan: Plan) -> Result:
+    judged = [o for o in outcomes if o.evaluation is not None]
+    errors = {o.trial.name: o.error for o in outcomes if o.error is not None and o.evaluation is None}
+    state: State = "done" if len(judged) == len(outcomes) else "partly" if judged else "failed" if errors else "not run"
+    dataset = outcomes[0].dataset
+    return Result(
+        name=row.name,
+        stages=row.stages,
+        changes=row.changes,
+        tags=row.tags,
+        filter=row.filter,
+        state=state,
+        trainings=len(judged),
+        of=len(outcomes),
+        models=tuple(o.models[-1].id for o in judged if o.models),
+        dataset_sha256=None if dataset is None else dataset.sha256,
+        dataset_rows=None if dataset is None else dataset.rows,
+        dataset_tokens=None if dataset is None else dataset.tokens,
+        quality=_quality([o.evaluation for o in judged if o.evaluation], row.trials[0].config.evaluate.bootstrap),
+        difference=difference,
+        cost=_cost(judged),
+        errors=errors,
+    )
+
+
+def _quality(evaluations: Sequence[Evaluation], bootstrap: int) -> Quality | None:
+    if not evaluations:
+        return None
+    scores = [_scores(e) for e in evaluations]
+    rates = {
+        name: fmean(e.success_rates.get(name, 0.0) for e in evaluations)
+        for name in dict.fromkeys(name for e in evaluations for name in e.success_rates)
+    }
+    turns = sum(e.turns for e in evaluations)
+    return Quality(
+        achievements=pooled_mean(scores),
+        ci95=nested_interval(scores, bootstrap),
+        crafter_score=crafter_score(rates) if len(rates) > 1 else None,
+        reward=fmean(e.mean_reward for e in evaluations),
+        invalid_answers=sum(e.parse_failures for e in evaluations) / turns if turns else 0.0,
+        env_steps=fmean(e.mean_env_steps for e in evaluations),
+        worlds=len({seed for e in evaluations for seed in e.seeds}),
+        success_rates=rates,
+    )
+
+
+def _scores(evaluation: Evaluation) -> dict[int, float]:
+    return dict(zip(evaluation.seeds, map(float, evaluation.counts), strict=True))
+
+
+def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) -> dict[str, Difference]:
+    """Of every row that can be compared with the first one."""
+    first = evaluations[plan.rows[0].name]
+    if not first:
+        return {}
+    found = {}
+    for row in plan.rows[1:]:
+        others = evaluations[row.name]
+        if not others or others[0].max_steps != first[0].max_steps:
+            continue
+        a, b = [_scores(e) for e in first], [_scores(e) for e in others]
+        try:
+            found[row.name] = nested_difference(a, b, row.trials[0].config.evaluate.bootstrap)
+        except DataError:  # they share no world
+            continue
+    corrected = holm([d.p_value for d in found.values()])
+    return {
+        name: Difference(d.delta, d.ci95, d.p_value, p, d.seeds, _seeds_needed(d))
+        for (name, d), p in zip(found.items(), corrected, strict=True)
+    }
+
+
+def _seeds_needed(difference: Paired) -> int | None:
+    return seeds_needed(difference.sd, difference.delta) if difference.delta and difference.sd else None
+
+
+def _cost(judged: Sequence[_Outcome]) -> Cost | None:
+    if not judged:
+        return None
+    jobs = [[model.compute for model in o.models] for o in judged]
+    told = [[c for c in one if c is not None] for one in jobs]
+    known = all(one and None not in one for one in jobs)
+    evaluations = [o.seconds[o.trial.steps["evaluate"]] for o in judged]
+    return Cost(
+        seconds=fmean(sum(o.seconds.values()) - judging for o, judging in zip(judged, evaluations, strict=True)),
+        evaluation_seconds=fmean(evaluations),
+        job_seconds=fmean(sum(c.wall_seconds for c in one) for one in told) if known else None,
+        cpu_seconds=fmean(sum(c.cpu_seconds for c in one) for one in told) if known else None,
+        gpu_seconds=fmean(sum(c.gpu_seconds for c in one) for one in told) if known else None,
+        tokens=fmean(sum(c.tokens for c in one) for one in told) if known else None,
+        episodes=fmean(sum(c.episodes or 0 for c in one) for one in told) if known else None,
+    )
+
+
+def _baselines(plan: Plan, folder: Path) -> tuple[Evaluation, ...]:
+    found = [_stored(place(folder, plan.baseline(label), plan.first))[0] for label in plan.config.baselines]
+    return tuple(one for outputs in found for one in outputs if isinstance(one, Evaluation))
+
+
+def _worlds(plan: Plan) -> str:
+    judged, asked = plan.first.config.evaluate, plan.config.evaluate
+    last = judged.seeds.start + judged.seeds.count - 1
+    suite = f"suite {asked.suite}, " if asked.suite else ""
+    return (
+        f"{suite}{judged.seeds.count} worlds {judged.seeds.start}–{last}, at most {judged.max_env_steps} env steps each"
+    )
+
+
+def _notes(config: SweepConfig, rows: Sequence[Result]) -> list[str]:
+    notes = []
+    differences = {row.name: row.difference for row in rows if row.difference is not None}
+    if differences and not any(d.shown for d in differences.values()):
+        name, largest = max(differences.items(), key=lambda item: abs(item[1].delta))
+        needed = (
+            ""
+            if largest.worlds_needed is None
+            else (
+                f" A true difference as large as that of {name} ({largest.delta:+.2f}) is shown by about "
+                f"{largest.worlds_needed:,} worlds; {len(largest.seeds):,} were played."
+            )
+        )
+        notes.append(f"These differences are noise: no run is shown to differ from {rows[0].name}.{needed}")
+    if config.repeats.count == 1 and differences:
+        notes.append(
+            "One training per run: the intervals tell of the worlds alone. Another training of the same run may differ "
+            "as much; `repeats` tells how much."
+        )
+    if any(row.state in ("failed", "partly") for row in rows):
+        broken = [row.name for row in rows if row.state in ("failed", "partly")]
+        notes.append(f"Not all was done: {', '.join(broken)}. The same command tries again what failed.")
+    return notes

@@ -1,0 +1,150 @@
+"""What a sweep's file means: rows, trainings, shared steps; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crafter_pipeline.config import DEV_SEEDS_START, HELD_OUT_SEEDS_START, SweepConfig, parse_config
+from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.sweeps import Plan, find_sweep, plan_sweep
+from crafter_pipeline.sweeps.plan import flat, merged, nested
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
+SHIPPED = sorted((CONFIGS / "sweeps").glob("*.toml"))
+REPORTED = sorted((CONFIGS / "results").glob("*.toml"))
+ASKED_FOR = {
+    "lora-rank", "dataset-size", "data-quality", "training-kind", "thoughts", "observation", "teacher-steps", "shaping",
+    "advantage", "compute",
+}  # fmt: skip
+
+
+def plan(**tables: Any) -> Plan:
+    """A sweep over the profile smoke, but for what the test names."""
+    return plan_sweep(parse_config(SweepConfig, {"name": "test", "base": "smoke", **tables}, "file"), "file")
+
+
+def folders(made: Plan, row: int) -> dict[str, str]:
+    return {stage: step.folder for stage, step in made.rows[row].trials[0].steps.items()}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_sweep_can_be_planned(path):
+    made = find_sweep(path)
+    assert made.config.name == path.stem and made.config.says and len(made.rows) >= 2
+    assert made.config.evaluate.split == "dev", "it chooses: the held-out worlds are for what was chosen"
+    assert made.config.evaluate.seeds and made.config.evaluate.seeds >= 50
+    if path.stem in ("lora-rank", "training-kind", "shaping", "advantage"):
+        assert len({trial.steps["sft"] for trial in made.trials}) == 1, "one fine-tuned model for all"
+
+
+@pytest.mark.parametrize("path", REPORTED, ids=lambda p: p.stem)
+def test_every_reported_table_is_of_several_trainings_on_held_out_worlds(path):
+    made = find_sweep(path)
+    assert made.config.name == path.stem and made.config.says and len(made.rows) >= 2
+    assert made.config.evaluate.split == "held_out" and made.config.repeats.count >= 2
+    assert made.config.evaluate.seeds and made.config.evaluate.seeds >= 200
+    for document in (page := CONFIGS.parent / "docs" / "results").glob("*.md"):
+        if f"configs/results/{path.name}" in document.read_text(encoding="utf-8"):
+            return
+    pytest.fail(f"no page of {page} says what came of it")
+
+
+def test_the_sweeps_that_documents_name_are_there():
+    assert {path.stem for path in SHIPPED} >= ASKED_FOR
+    assert find_sweep("lora-rank").rows[3].trials[0].config.dagger.sft.lora_rank == 64
+    with pytest.raises(ConfigError, match="known: .*lora-rank"):
+        find_sweep("lora-rnak")
+
+
+def test_a_grid_is_every_combination_and_runs_multiply_it():
+    made = plan(grid={"sft": {"max_steps": [1, 2]}, "rl.seed": [5]}, runs=[{"name": "a"}, {"name": "b"}])
+    names = [row.name for row in made.rows]
+    assert names == [f"{run} max_steps={n} seed=5" for run in "ab" for n in (1, 2)]
+    assert [row.trials[0].config.sft.max_steps for row in made.rows] == [1, 2, 1, 2]
+    assert made.rows[0].changes == {"sft.max_steps": 1, "rl.seed": 5}
+
+
+def test_equal_beginnings_are_one_step_and_other_configs_are_others():
+    dagger = {"rounds": 1, "seeds": {"count": 4}}
+    made = plan(
+        common={"dagger": dagger},
+        runs=[
+            {"name": "start"},
+            {"name": "dagger", "stages": ["sft", "dagger"]},
+            {"name": "judged-otherwise", "set": {"evaluate.policy.temperature": 0.5}},
+            {"name": "filtered", "set": {"filter": {"min_unique": 3, "turns": {"drop_noops": True}}}},
+            {"name": "spread", "set": {"collect.concurrency": 3}},
+        ],
+    )
+    start, taught, judged, filtered, spread = (folders(made, i) for i in range(5))
+    assert start["sft"] == taught["sft"] == judged["sft"] and list(taught) == [
+        "collect", "filter", "sft", "dagger", "evaluate"
+    ]  # fmt: skip
+    assert start["evaluate"] != judged["evaluate"] != taught["evaluate"]
+    assert start["collect"] == filtered["collect"] and start["filter"] != filtered["filter"]
+    assert start["sft"] != filtered["sft"], "other rows make another model"
+    assert spread == start, "how episodes are spread decides nothing"
+    assert made.rows[3].filter == ("models=crafter-expert", "min_unique=3", "turns.drop_noops=true")
+    assert [len(trials) for step, trials in made.shares.items() if step.stage == "collect"] == [5]
+
+
+def test_repeats_change_the_seeds_of_what_is_trained_and_share_the_rest():
+    everything = plan(runs=[{"name": "a"}], stages=["sft", "rl"], repeats=2)
+    assert [(t.config.sft.seed, t.config.rl.seed) for t in everything.trials] == [(0, 0), (1, 1)]
+    rl = plan(runs=[{"name": "a"}], stages=["sft", "rl"], repeats={"count": 2, "keys": ["rl.seed"]})
+    first, second = rl.trials
+    assert (first.name, second.name) == ("a", "a#2")
+    assert first.steps["sft"] == second.steps["sft"] and first.steps["rl"] != second.steps["rl"]
+
+
+def test_the_worlds_are_those_of_a_suite():
+    suite = {"suite": "crafter-200", "split": "dev", "seeds": 30}
+    judged = plan(runs=[{"name": "a"}], evaluate=suite).first.config.evaluate
+    assert (judged.max_env_steps, judged.seeds.start, judged.seeds.count) == (200, DEV_SEEDS_START, 30)
+    own = plan(runs=[{"name": "a"}], evaluate={"seeds": 30}).first.config.evaluate
+    assert (own.max_env_steps, own.seeds.start, own.seeds.count) == (60, HELD_OUT_SEEDS_START, 30)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({}, ["nothing varies"]),
+        ({"grid": {"sft.max_step": [1]}}, ["run max_step=1", "sft.max_step", "did you mean 'max_steps'"]),
+        ({"grid": {"sft.max_steps": 4}}, ["sft.max_steps = 4", "list"]),
+        ({"grid": {"sft.max_steps": []}}, ["list"]),
+        ({"grid": {"sft.batch_size": [0]}}, ["run batch_size=0", "sft.batch_size", "greater than or equal to 1"]),
+        ({"girds": {}}, ["girds", "did you mean 'grid'"]),
+        ({"runs": [{"name": "a", "sett": {}}]}, ["runs.0.sett", "did you mean 'set'"]),
+        ({"runs": [{"name": "a"}, {"name": "a"}]}, ["two of them are called 'a'"]),
+        ({"runs": [{"name": "a"}], "base": "smok"}, ["no profile 'smok'", "'smoke'"]),
+        ({"runs": [{"name": "a"}], "stages": ["rl", "sft"]}, ["stages", "in the order sft, dagger, rl"]),
+        ({"runs": [{"name": "a", "stages": ["dagger"]}]}, ["dagger goes on from"]),
+        ({"runs": [{"name": "a"}], "stages": ["sft", "dagger"]}, ["run a", "dagger.rounds is 0"]),
+        ({"runs": [{"name": "a"}], "repeats": {"count": 2, "keys": ["sft.sed"]}}, ["'sft.sed'", "sft.seed"]),
+        ({"runs": [{"name": "a"}], "evaluate": {"suite": "crafter-201"}}, ["'crafter-201'", "crafter-200"]),
+        ({"runs": [{"name": "a"}], "evaluate": {"split": "dev"}}, ["evaluate.split", "suite"]),
+        ({"grid": {"backend.port": [0, 7]}}, ["backend", "share"]),
+        ({"runs": [{"name": "a", "stages": ["rl"]}], "baselines": ["mlp"]}, ["mlp", "no stage sft"]),
+    ],
+)
+def test_a_mistake_is_named(tables, words):
+    with pytest.raises(ConfigError) as e:
+        plan(**tables)
+    assert all(word in str(e.value) for word in words), str(e.value)
+
+
+def test_only_names_rows():
+    made = plan(grid={"sft.max_steps": [1, 2]}, repeats=2)
+    assert [t.name for t in made.only(["max_steps=2"])] == ["max_steps=2", "max_steps=2#2"]
+    with pytest.raises(ConfigError, match="did you mean 'max_steps=2'"):
+        made.only(["max_steps=3"])
+
+
+def test_tables_and_dotted_keys_are_the_same():
+    tables = {"a.b": 1, "a": {"c": {"d": [2]}}, "a.c.e": {}}
+    assert nested(tables) == {"a": {"b": 1, "c": {"d": [2], "e": {}}}}
+    assert flat(nested(tables)) == {"a.b": 1, "a.c.d": [2], "a.c.e": {}}
+    assert merged({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}, "d": 4}) == {"a": {"b": 3, "c": 2}, "d": 4}
