@@ -129,10 +129,7 @@ def nested_interval(
     Args:
         scores_by_run: For each training run {world's seed: score}. Runs may have played different worlds.
     """
-    values_RS, there_RS = _cells(scores_by_run, _all_seeds(scores_by_run))
-    rng = np.random.default_rng(seed)
-    worlds = _worlds(values_RS.shape[1], bootstrap, rng)
-    return _quantiles(np.concatenate([_weighted(values_RS, there_RS, worlds_BS, rng) for worlds_BS in worlds]))
+    return _quantiles(_nested_means(*_cells(scores_by_run, _all_seeds(scores_by_run)), bootstrap, seed))
 
 
 def nested_difference(
@@ -157,12 +154,43 @@ def nested_difference(
     for worlds_BS in _worlds(len(shared), bootstrap, rng):
         drawn.append(_weighted(*cells_b, worlds_BS, rng) - _weighted(*cells_a, worlds_BS, rng))
     deltas_B = np.concatenate(drawn)
-    beyond = min(int((deltas_B <= 0).sum()), int((deltas_B >= 0).sum()))
     by_world = _world_means(*cells_b) - _world_means(*cells_a)
     return Paired(
         delta=_mean_of_cells(*cells_b) - _mean_of_cells(*cells_a),
         ci95=_quantiles(deltas_B),
-        p_value=min(1.0, 2 * (beyond + 1) / (bootstrap + 1)),
+        p_value=_two_sided(deltas_B),
+        sd=float(by_world.std(ddof=1)) if by_world.size > 1 else 0.0,
+        seeds=tuple(shared),
+    )
+
+
+def matched_difference(
+    a: Sequence[Mapping[int, float]],
+    b: Sequence[Mapping[int, float]],
+    bootstrap: int = RESAMPLES,
+    seed: int = 0,
+) -> Paired:
+    """Recipe b minus recipe a where their training runs belong together, the first of a with the first of b and so on:
+    equal training seeds, or b went on from a. What a run and its twin have in common cancels out, as a world's
+    difficulty does; else as `nested_difference`.
+    """
+    if len(a) != len(b):
+        raise DataError(f"{len(a)} and {len(b)} training runs cannot be matched one to one.")
+    if len(a) == 1:
+        return paired(a[0], b[0], bootstrap, seed)
+    deltas = [
+        {world: theirs[world] - ours[world] for world in ours.keys() & theirs.keys()}
+        for ours, theirs in zip(a, b, strict=True)
+    ]
+    shared = _all_seeds(deltas)
+    if not shared:
+        raise DataError("The two share no seed: nothing to pair. Evaluate both on the same seeds.")
+    cells = _cells(deltas, shared)
+    means_B, by_world = _nested_means(*cells, bootstrap, seed), _world_means(*cells)
+    return Paired(
+        delta=_mean_of_cells(*cells),
+        ci95=_quantiles(means_B),
+        p_value=_two_sided(means_B),
         sd=float(by_world.std(ddof=1)) if by_world.size > 1 else 0.0,
         seeds=tuple(shared),
     )
@@ -322,6 +350,19 @@ def _worlds(worlds: int, bootstrap: int, rng: np.random.Generator) -> Iterator[F
 def _runs(runs: int, resamples: int, rng: np.random.Generator) -> Floats:
     """Resamples × runs: how often each run is drawn, R − 1 of them, see `nested_interval`."""
     return rng.multinomial(max(1, runs - 1), np.full(runs, 1 / runs), size=resamples).astype(np.float64)
+
+
+def _nested_means(values_RS: Floats, there_RS: Floats, bootstrap: int, seed: int) -> Floats:
+    """A mean for each resample of runs and worlds."""
+    rng = np.random.default_rng(seed)
+    worlds = _worlds(values_RS.shape[1], bootstrap, rng)
+    return np.concatenate([_weighted(values_RS, there_RS, worlds_BS, rng) for worlds_BS in worlds])
+
+
+def _two_sided(draws_B: Floats) -> float:
+    """The bootstrap's p-value: twice the share of resamples on the other side of zero."""
+    beyond = min(int((draws_B <= 0).sum()), int((draws_B >= 0).sum()))
+    return min(1.0, 2 * (beyond + 1) / (draws_B.size + 1))
 
 
 def _weighted(values_RS: Floats, there_RS: Floats, worlds_BS: Floats, rng: np.random.Generator) -> Floats:

@@ -24,6 +24,7 @@ from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.evaluation.statistics import (
     Paired,
     holm,
+    matched_difference,
     nested_difference,
     nested_interval,
     pooled_mean,
@@ -323,7 +324,9 @@ def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) ->
             continue
         a, b = [_scores(e) for e in first], [_scores(e) for e in others]
         try:
-            found[row.name] = nested_difference(a, b, row.trials[0].config.evaluate.bootstrap)
+            whole = len(a) == len(b) == len(row.trials)  # then the first of each have equal training seeds, and so on
+            difference = matched_difference if whole else nested_difference
+            found[row.name] = difference(a, b, row.trials[0].config.evaluate.bootstrap)
         except DataError:  # they share no world
             continue
     corrected = holm([d.p_value for d in found.values()])

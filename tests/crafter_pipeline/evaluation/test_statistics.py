@@ -12,6 +12,7 @@ from crafter_pipeline.evaluation.scores import scores_of_rates
 from crafter_pipeline.evaluation.statistics import (
     holm,
     interquartile_mean,
+    matched_difference,
     mean_interval,
     nested_difference,
     nested_interval,
@@ -180,3 +181,18 @@ def test_runs_that_differ_widen_the_interval_of_the_score():
 def test_equal_inputs_give_equal_intervals():
     scores = runs(np.random.default_rng(0), 3, worlds=20)
     assert nested_interval(scores, 500) == nested_interval(scores, 500) != nested_interval(scores, 500, seed=1)
+
+
+def test_matched_runs_show_what_unmatched_ones_hide():
+    """Trainings differ by more than the recipes do; each run of b is its twin in a, and a little better."""
+    rng = np.random.default_rng(0)
+    luck, worlds = rng.normal(0, 2, 5), rng.normal(8, 2, 200)
+    a = [{s: worlds[s] + luck[r] + rng.normal(0, 1) for s in range(200)} for r in range(5)]
+    b = [{s: worlds[s] + luck[r] + 0.5 + rng.normal(0, 1) for s in range(200)} for r in range(5)]
+    matched, apart = matched_difference(a, b, 2000), nested_difference(a, b, 2000)
+    assert matched.delta == pytest.approx(apart.delta) == pytest.approx(0.5, abs=0.15)
+    assert matched.ci95[0] > 0 and matched.p_value < 0.01
+    assert apart.ci95[0] < 0 < apart.ci95[1]
+    assert matched_difference(a[:1], b[:1]) == paired(a[0], b[0])
+    with pytest.raises(DataError, match="5 and 4 training runs"):
+        matched_difference(a, b[:4])
