@@ -8,7 +8,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from crafter_pipeline.config import MLP_POLICY, EvaluateConfig, PipelineConfig
+from crafter_pipeline.config import EvaluateConfig, PipelineConfig
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.progress import progress
@@ -146,14 +146,11 @@ class Judge:
 
     def __call__(self, label: str, model: str, *, baseline: bool = False) -> Evaluation:
         """Evaluate a model on the run's held-out seeds, a baseline on its share of them."""
-        config = self._config.evaluate
+        config = self._config.judged(label)
         table = dict(self.table)
         if baseline and config.baseline_seeds is not None:
             config = _with(config, seeds=config.baseline_seeds, baseline_seeds=None)
-        if label == "mlp":
-            config = _with(config, policy=MLP_POLICY)
-        if label == "teacher":  # is asked as it was when it taught
-            config = _with(config, policy=self._config.collect.policy)
+        if label == "teacher":  # answers where it taught
             table["inference_url"] = self._config.collect.inference_url or table["inference_url"]
         made = self._run.stage(f"evaluate-{label}", evaluate_model, config, model, label, **table)
         keep_evaluation(made, self._run.folder)

@@ -9,7 +9,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
-from crafter_pipeline.config import MLP_POLICY
 from crafter_pipeline.config.pipeline import Baseline
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.errors import PipelineError
@@ -135,14 +134,13 @@ class Bench:
             progress().note(f"{label} could not be judged: {e}")
 
     def _baseline(self, run: Run, label: Baseline) -> Evaluation:
-        config, judged, table = run.config, run.config.evaluate, self._table
+        config, judged, table = run.config, run.config.judged(label), self._table
         model = random_player(config.environment)
-        if label == "teacher":  # is asked as it was when it taught
-            model, judged = config.collect.model, judged.model_copy(update={"policy": config.collect.policy})
+        if label == "teacher":  # answers where it taught
+            model = config.collect.model
             table = table | {"inference_url": config.collect.inference_url or table["inference_url"]}
         if label == "mlp":
             files = TrainingFiles.of(self._dataset(self._plan.first))
-            judged = judged.model_copy(update={"policy": MLP_POLICY})
             model = run.stage(
                 "submit-mlp", submit_sft, config.mlp_job, *files.hashes, **files.places, **self._trains
             ).id

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from crafter_pipeline.config.base import Config, refuse_held_out
 from crafter_pipeline.config.data import FilterConfig
-from crafter_pipeline.config.play import CollectConfig, EvaluateConfig
+from crafter_pipeline.config.play import MLP_POLICY, CollectConfig, EvaluateConfig
 from crafter_pipeline.config.promotion import PromotionConfig
 from crafter_pipeline.config.services import BackendConfig, TaskAppConfig
 from crafter_pipeline.config.training import DaggerConfig, RlConfig, SftConfig
@@ -109,6 +109,11 @@ class PipelineConfig(Config):
     def mlp_job(self) -> SftConfig:
         """The job of the baseline `mlp`: the same in every run, but for the seed, which is that of `sft`."""
         return _MLP_JOB.model_copy(update={"seed": self.sft.seed})
+
+    def judged(self, label: str) -> EvaluateConfig:
+        """How a player is judged: a baseline is asked in its own way, the teacher as it was when it taught."""
+        policy = {"teacher": self.collect.policy, "mlp": MLP_POLICY}.get(label, self.evaluate.policy)
+        return self.evaluate.model_copy(update={"policy": policy})
 
     @model_validator(mode="after")
     def _held_out_stays_held_out(self) -> Self:
