@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 GPU_QUERY = ("nvidia-smi", "--query-gpu=index,uuid", "--format=csv,noheader")
 QUERY_SECONDS = 10.0
@@ -61,6 +62,16 @@ def find_slots(count: int | None = None) -> list[Slot]:
     gpus = visible_gpus()
     count = count or len(gpus) or 1
     return [Slot(i, gpus[i % len(gpus)] if gpus else None) for i in range(count)]
+
+
+def machine_cores() -> int:
+    """Those of the process's affinity, within its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
 
 
 def visible_gpus() -> list[str]:

@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from crafter_pipeline.model_names import is_mlp
+from crafter_pipeline.model_names import is_mlp, is_tiny
 from crafter_pipeline.processes import PARENT_VARIABLE, free_port, stop_process, tail_of
 from train_app.checkpoints import checkpoints_folder, remove_half_written, whole_checkpoints
 from train_app.endings import ending, oom_kills, probable_cause
 from train_app.jobs import Job, JobFilter, JobStore, Status, job_folder, model_folder
-from train_app.slots import Slot, SlotPool, find_slots, job_environment
+from train_app.slots import Slot, SlotPool, find_slots, job_environment, machine_cores
 
 RESTARTS = 2
 POLL_SECONDS = 0.5
@@ -34,6 +34,8 @@ SILENT_SECONDS = 120.0
 GRACE_SECONDS = 6.0
 LINGER_SECONDS = 60.0
 """A worker may take so long to leave once its job has ended."""
+STEPS_WORTH_PROCESSES, MOST_PROCESSES = 300, 4
+"""A further process takes seconds to start; a process with fewer than eight rows waits more than it computes."""
 
 log = logging.getLogger(__name__)
 WorkerCommand = Callable[[Job, Path], Sequence[str]]
@@ -59,22 +61,46 @@ def missing_package(base_model: str) -> str | None:
     )
 
 
-def worker_command(job: Job, data_dir: Path) -> list[str]:
+def cpu_processes(job: Job, cores: int) -> int:
+    """Processes of an SFT job on a CPU: for a student that is made here one per core, each with a part of every batch.
+
+    Its matrices are too small for threads: two cores did 1,800 steps in 270 s, one core in 270 s, two processes in
+    half of it.
+    """
+    config = job.spec.get("config") or {}
+    if job.kind != "sft" or not is_tiny(job.base_model) or (config.get("max_steps") or 0) < STEPS_WORTH_PROCESSES:
+        return 1
+    on_cpu = config.get("device") == "cpu" or (config.get("device") == "auto" and sys.platform != "darwin")
+    rows = int(config["batch_size"]) // int(config.get("micro_batch_size") or 1)
+    return next(n for n in range(min(cores, MOST_PROCESSES), 0, -1) if rows % n == 0) if on_cpu else 1
+
+
+def worker_command(job: Job, data_dir: Path, cores: int = 1) -> list[str]:
     """The real worker: `python -m train_app.workers.<sft|rl|mlp> --data-dir DIR --job JOB --attempt N`.
 
     SFT on several GPUs is a process per GPU, by `accelerate launch`; RL has its further GPUs for sampling.
+
+    Args:
+        cores: Of the CPU, for this job, where there is no GPU.
     """
     worker = ["-m", f"train_app.workers.{'mlp' if is_mlp(job.base_model) else job.kind}"]
     options = ["--data-dir", str(data_dir), "--job", job.id, "--attempt", str(job.attempts)]
-    processes = slots_of(job)
-    if job.kind != "sft" or processes == 1:
-        return [sys.executable, *worker, *options]
-    launch = [
-        *("-m", "accelerate.commands.launch"),
-        *("--multi_gpu", "--num_processes", str(processes), "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),  # the worker decides both itself
-        *("--main_process_port", str(free_port())),
-    ]
+    gpus, processes = slots_of(job), cpu_processes(job, cores)
+    if job.kind == "sft" and gpus > 1:
+        launch = [
+            *("-m", "accelerate.commands.launch"),
+            *("--multi_gpu", "--num_processes", str(gpus), "--num_machines", "1"),
+            *("--mixed_precision", "no", "--dynamo_backend", "no"),  # the worker decides both itself
+            *("--main_process_port", str(free_port())),
+        ]
+    elif processes > 1:
+        launch = [
+            *("-m", "torch.distributed.run"),
+            *("--nproc-per-node", str(processes), "--nnodes", "1"),
+            *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        ]
+    else:
+        launch = []
     return [sys.executable, *launch, *worker, *options]
 
 
@@ -215,7 +241,10 @@ class Supervisor:
     def _run_worker(self, job: Job, slots: Sequence[Slot], log_file: Path) -> int | None:
         """Start a worker and wait for its end. Returns its exit code, or None when it was stopped from here."""
         job = self._store.begin_attempt(job.id)
-        command = list((self._command or worker_command)(job, self._data_dir))
+        cores = 1 if self.slots.gpus else machine_cores() // self.slots.count
+        command = list(
+            self._command(job, self._data_dir) if self._command else worker_command(job, self._data_dir, cores)
+        )
         with log_file.open("ab") as output:
             process = subprocess.Popen(
                 command,

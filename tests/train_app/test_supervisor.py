@@ -217,6 +217,34 @@ def test_the_command_names_the_attempt_and_launches_a_process_per_gpu(tmp_path):
     assert worker_command(rl, tmp_path)[2] == "train_app.workers.rl"
 
 
+@pytest.mark.parametrize(
+    ("base", "config", "cores", "count"),
+    [
+        ("crafter-tiny", {}, 2, 2),
+        ("fft:crafter-tiny-128x3:job_1", {"device": "cpu"}, 2, 2),
+        ("crafter-tiny", {}, 1, 1),
+        ("crafter-tiny", {}, 16, 4),
+        ("crafter-tiny", {"batch_size": 9}, 4, 3),
+        ("crafter-tiny", {"batch_size": 12, "micro_batch_size": 4}, 2, 1),
+        ("crafter-tiny", {"max_steps": 30}, 2, 1),
+        ("crafter-tiny", {"max_steps": None}, 2, 1),
+        ("crafter-tiny", {"device": "mps"}, 2, 1),
+        ("HuggingFaceTB/SmolLM2-135M-Instruct", {}, 2, 1),
+    ],
+)
+def test_a_tiny_student_is_trained_by_a_process_per_core(tmp_path, base, config, cores, count):
+    """Unless it is over at once, or the rows cannot be split; larger models have use for threads."""
+    config = {"batch_size": 32, "micro_batch_size": None, "max_steps": 1000, "device": "auto", "gpus": 1} | config
+    store = JobStore.in_folder(tmp_path)
+    job = store.begin_attempt(store.create_job("sft", base, {"config": config}).id)
+    store.close()
+    command = worker_command(job, tmp_path, cores)
+    if count == 1:
+        assert command[2] == "train_app.workers.sft"
+    else:
+        assert command[2] == "torch.distributed.run" and command[command.index("--nproc-per-node") + 1] == str(count)
+
+
 def test_a_job_left_running_goes_on_when_the_api_is_back(make_service, create_sft, wait_for):
     with make_service("wait") as client:
         job_id = create_sft(client)

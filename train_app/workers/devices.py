@@ -20,7 +20,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.files import write_whole
-from train_app.slots import SLOTS_VARIABLE
+from train_app.slots import SLOTS_VARIABLE, machine_cores
 
 Role = Literal["trainer", "inference"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -127,18 +127,13 @@ def use_cpu_threads(threads: int | None = None) -> None:
 
 
 def cpu_cores() -> int:
-    """Cores this process may use: an equal share of the machine's, where jobs run side by side."""
-    return max(1, _machine_cores() // int(os.environ.get(SLOTS_VARIABLE, "1")))
+    """Cores this process may use: an equal share of the machine's, where jobs or processes of one run side by side."""
+    return max(1, machine_cores() // int(os.environ.get(SLOTS_VARIABLE, "1")) // processes())
 
 
-def _machine_cores() -> int:
-    """Those of the process's affinity, within its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, round(int(quota) / int(period))))
+def processes() -> int:
+    """Of this job: each takes an equal part of every batch."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def free_memory(device: torch.device) -> int:

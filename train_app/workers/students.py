@@ -41,6 +41,7 @@ from train_app.adapters import base_of, is_adapter
 from train_app.model_shapes import shape_of
 from train_app.workers.adapters import made_here
 from train_app.workers.devices import Hardware, refuse_four_bit_on_mps
+from train_app.workers.last_layer import with_last_layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +250,7 @@ def _base(
             _base(source, seed, None, torch.float32).save_pretrained(folder)
             return _base(folder, seed, hardware, dtype, four_bit=True)
     if student_size(source):
-        model: Any = make_tiny(seed, source)[0]
+        model: Any = with_last_layer(make_tiny(seed, source)[0])
         return model.to(device=hardware.device, dtype=dtype) if hardware else model
     options: dict[str, Any] = {"gguf_file": gguf} if gguf else {}
     if hardware is not None:
@@ -270,7 +271,7 @@ def _base(
         quantizer.remove_quantization_config(model)
     if four_bit:
         _keep_layout(model)
-    return model
+    return with_last_layer(model)
 
 
 def _keep_layout(model: PreTrainedModel) -> None:

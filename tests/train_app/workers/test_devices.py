@@ -103,7 +103,7 @@ def test_threads_are_bounded_and_split(monkeypatch, cores, trainer, inference):
 
 @pytest.mark.parametrize(("slots", "cores"), [(None, 8), ("1", 8), ("3", 2), ("16", 1)])
 def test_jobs_side_by_side_share_the_cores(monkeypatch, slots, cores):
-    monkeypatch.setattr(devices, "_machine_cores", lambda: 8)
+    monkeypatch.setattr(devices, "machine_cores", lambda: 8)
     monkeypatch.delenv(SLOTS_VARIABLE, raising=False)
     if slots is not None:
         monkeypatch.setenv(SLOTS_VARIABLE, slots)

@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from peft import LoraConfig, get_peft_model  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 from transformers import TrainerState  # noqa: E402
 
 from crafter_pipeline.config import SftConfig  # noqa: E402
@@ -160,6 +161,34 @@ def test_two_workers_never_write_into_one_folder(job, monkeypatch):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run_main(job, lambda _: pytest.fail("two at once")) != 0
     assert "Another process writes" in job.store.get(job.id).error
+
+
+@pytest.mark.slow
+def test_a_process_per_core_ends_in_the_weights_of_one_process(tmp_path, monkeypatch):
+    """But for the order in which numbers are added."""
+    monkeypatch.setattr("train_app.supervisor.STEPS_WORTH_PROCESSES", 1)
+    words = ("tree", "water", "stone", "cow", "grass", "iron", "coal", "sand")
+    rows = [
+        {"messages": [{"role": "user", "content": f"{word}@1,{n}"}, {"role": "assistant", "content": "do"}]}
+        for word in words
+        for n in range(4)
+    ]
+    (tmp_path / "d.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = SftConfig(batch_size=8, max_steps=6, device="cpu", dtype="fp32", optimizer="muon", learning_rate=1e-3)
+    spec = SftSpec(config=config, training_file=str(tmp_path / "d.jsonl"), training_file_sha256="sha")
+    weights = []
+    with closing(JobStore.in_folder(tmp_path)) as store:
+        for cores in (1, 2):
+            made = store.create_job("sft", "crafter-tiny", spec.model_dump(mode="json"))
+            store.claim(made.id)
+            command = worker_command(store.begin_attempt(made.id), tmp_path, cores)
+            run = subprocess.run(command, capture_output=True, text=True, timeout=250)
+            assert run.returncode == 0, run.stderr[-2000:]
+            weights.append(load_file(model_folder(tmp_path, made.id) / "model.safetensors"))
+        assert len(store.models()) == 2
+    for name, one in weights[0].items():
+        assert torch.allclose(one, weights[1][name], atol=2e-3), name
+    assert any(not torch.equal(one, weights[1][name]) for name, one in weights[0].items())
 
 
 @pytest.mark.slow

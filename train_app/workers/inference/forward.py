@@ -21,6 +21,8 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_utils import PreTrainedModel
 
+from train_app.workers.last_layer import has_last_layer, last_columns
+
 log = logging.getLogger(__name__)
 STEP = 64
 """Slots grow by this many columns."""
@@ -196,6 +198,7 @@ class _CachedPrefill:
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, chunk: int, score: bool
     ) -> None:
         self._model, self._chunk, self._score = model, chunk, score
+        self._narrow = not score and has_last_layer(model)
         self.lengths = [len(p) for p in prompts]
         self.columns = max(self.lengths)
         ids_NP = torch.tensor([[pad_id] * (self.columns - len(p)) + list(p) for p in prompts], dtype=torch.long)
@@ -217,12 +220,18 @@ class _CachedPrefill:
             position_ids=positions.clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=0 if self._score else 1,
+            **self._wanted(len(self.lengths), last - first),
         ).logits
         self._read = last
         if self._score:
             self.scores = logits[0]
         return logits[:, -1] if last == self.columns else None
+
+    def _wanted(self, rows: int, columns: int) -> dict[str, Any]:
+        """The logits of this chunk: those behind its last column, or all."""
+        if self._narrow:
+            return {"kept": last_columns(rows, columns, 1, self._model.device)}
+        return {"logits_to_keep": 0 if self._score else 1}
 
 
 class Cached:

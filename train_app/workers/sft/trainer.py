@@ -24,7 +24,8 @@ from crafter_pipeline.config import SftConfig
 from crafter_pipeline.errors import ConfigError
 from train_app.forward_size import checkpoints_activations
 from train_app.workers.checkpoints import MarkComplete
-from train_app.workers.devices import Hardware, probe
+from train_app.workers.devices import Hardware, probe, processes
+from train_app.workers.last_layer import has_last_layer, logits_at
 from train_app.workers.optimizers import MuonAndAdamW
 from train_app.workers.sft.packing import IGNORED, Packed, Padded
 from train_app.workers.students import Trainable, full_precision
@@ -91,7 +92,8 @@ class AnswerTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True  # our loss divides by the tokens of the whole step
         bare = self.accelerator.unwrap_model(self.model)
         bare = bare.get_base_model() if hasattr(bare, "get_base_model") else bare
-        self._keeps_logits = "logits_to_keep" in inspect.signature(bare.forward).parameters
+        self._narrow = has_last_layer(bare)
+        self._sliced = "logits_to_keep" in inspect.signature(bare.forward).parameters
         self._reset_counts()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
@@ -122,16 +124,12 @@ class AnswerTrainer(SFTTrainer):
         """(logits [N, V], targets [N]) of the N trained tokens of a batch."""
         labels_BT = inputs["labels"]
         trained_BT = labels_BT[:, 1:] != IGNORED  # position t scores the token t + 1
-        columns_K = trained_BT.any(0).nonzero()[:, 0]
+        kept_BK, trained_BK = trained_columns(trained_BT)
         # No mask: rows are padded on the right, where causal attention does not look, and on a CPU attention without a
         # mask takes three quarters of the time of one with it.
         forward = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
-        if self._keeps_logits:
-            logits_BKV = model(**forward, logits_to_keep=columns_K, use_cache=False).logits
-        else:
-            logits_BKV = model(**forward, use_cache=False).logits[:, columns_K]
-        trained_BK = trained_BT[:, columns_K]
-        return logits_BKV[trained_BK].float(), labels_BT[:, 1:][:, columns_K][trained_BK]
+        logits_BKV = logits_at(model, forward, kept_BK, narrow=self._narrow, sliced=self._sliced)
+        return logits_BKV[trained_BK].float(), labels_BT.gather(1, kept_BK + 1)[trained_BK]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The loss per trained token of the validation rows, all of them counted alike, and the token accuracy."""
@@ -188,6 +186,14 @@ class AnswerTrainer(SFTTrainer):
         self._counted_from = time.monotonic()
 
 
+def trained_columns(trained_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns [B, K] that each row trains, as many for all, and which of these count, [B, K]."""
+    count_B = trained_BT.sum(1)
+    # A stable sort of the untrained behind the trained: each row's own columns in their order, then others to fill up.
+    kept_BK = (~trained_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count_B.max())]
+    return kept_BK, torch.arange(kept_BK.size(1), device=kept_BK.device) < count_B[:, None]
+
+
 class ValidateAtTheEnd(TrainerCallback):
     """The last step is validated, too, whatever the rhythm."""
 
@@ -238,9 +244,10 @@ def sft_trainer(
     """
     hardware = hardware or probe(config.device, config.dtype)
     model, peft_config = _parts(student)
-    if config.batch_size % config.gpus:
-        raise ConfigError(f"batch_size: {config.batch_size} rows cannot be split over gpus = {config.gpus}.")
-    micro = config.micro_batch_size or config.batch_size // config.gpus
+    shares = max(config.gpus, processes())
+    if config.batch_size % shares:
+        raise ConfigError(f"batch_size: {config.batch_size} rows cannot be split over gpus = {shares}.")
+    micro = config.micro_batch_size or config.batch_size // shares
     lengths = [len(ids) for ids in rows["input_ids"]]
     steps = training_steps(config, len(lengths))
     log_steps, save_steps, eval_steps = rhythm(config, steps)
@@ -250,7 +257,7 @@ def sft_trainer(
         max_steps=steps,
         per_device_train_batch_size=micro,
         per_device_eval_batch_size=micro,
-        gradient_accumulation_steps=config.batch_size // (micro * config.gpus),
+        gradient_accumulation_steps=config.batch_size // (micro * shares),
         learning_rate=config.learning_rate,
         lr_scheduler_type=_SCHEDULES[config.schedule],
         warmup_steps=round(config.warmup_ratio * steps),
