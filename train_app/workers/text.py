@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from crafter_pipeline.tokens import in_one_text
+from crafter_pipeline.tokens import chat_template, in_one_text, render_chat
 
 
 def render(
@@ -20,6 +20,9 @@ def render(
 ) -> str:
     """A conversation in the tokenizer's chat template, text in parts as one text; `answer_next` opens the assistant's
     turn."""
+    if tokenizer.chat_template == chat_template():  # transformers' sandbox, for strangers' templates, doubles the time
+        known = {**tokenizer.special_tokens_map, **variables}
+        return render_chat(in_one_text(messages), tools=tools, add_generation_prompt=answer_next, variables=known)
     text = tokenizer.apply_chat_template(
         in_one_text(messages),
         tools=[dict(t) for t in tools] if tools else None,
