@@ -101,6 +101,13 @@ def has_last_layer(model: torch.nn.Module) -> bool:
     return any(isinstance(part, LastLayer) for part in model.modules())
 
 
+def ask_for_last(
+    narrow: bool, rows: int, columns: int, count: int, device: torch.device
+) -> dict[str, torch.Tensor | int]:
+    """The argument of a forward that wants the logits of its last `count` columns alone."""
+    return {"kept": last_columns(rows, columns, count, device)} if narrow else {"logits_to_keep": count}
+
+
 def last_columns(rows: int, columns: int, count: int, device: torch.device) -> torch.Tensor:
     """[rows, count]: the last ones of each row."""
     return torch.arange(columns - count, columns, device=device).expand(rows, -1)

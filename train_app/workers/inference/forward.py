@@ -21,7 +21,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.modeling_utils import PreTrainedModel
 
-from train_app.workers.last_layer import has_last_layer, last_columns
+from train_app.workers.last_layer import ask_for_last, has_last_layer
 
 log = logging.getLogger(__name__)
 STEP = 64
@@ -198,7 +198,7 @@ class _CachedPrefill:
         self, model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, chunk: int, score: bool
     ) -> None:
         self._model, self._chunk, self._score = model, chunk, score
-        self._narrow = not score and has_last_layer(model)
+        self._narrow = has_last_layer(model)
         self.lengths = [len(p) for p in prompts]
         self.columns = max(self.lengths)
         ids_NP = torch.tensor([[pad_id] * (self.columns - len(p)) + list(p) for p in prompts], dtype=torch.long)
@@ -213,6 +213,8 @@ class _CachedPrefill:
 
     def step(self) -> torch.Tensor | None:
         first, last = self._read, min(self._read + self._chunk, self.columns)
+        rows, device = len(self.lengths), self._model.device
+        wanted = {"logits_to_keep": 0} if self._score else ask_for_last(self._narrow, rows, last - first, 1, device)
         positions = torch.arange(first, last, device=self._ids_NP.device) - self.first_N[:, None]
         logits = self._model(
             input_ids=self._ids_NP[:, first:last],
@@ -220,18 +222,12 @@ class _CachedPrefill:
             position_ids=positions.clamp(min=0),
             past_key_values=self.cache,
             use_cache=True,
-            **self._wanted(len(self.lengths), last - first),
+            **wanted,
         ).logits
         self._read = last
         if self._score:
             self.scores = logits[0]
         return logits[:, -1] if last == self.columns else None
-
-    def _wanted(self, rows: int, columns: int) -> dict[str, Any]:
-        """The logits of this chunk: those behind its last column, or all."""
-        if self._narrow:
-            return {"kept": last_columns(rows, columns, 1, self._model.device)}
-        return {"logits_to_keep": 0 if self._score else 1}
 
 
 class Cached:

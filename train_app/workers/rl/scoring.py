@@ -15,7 +15,7 @@ from train_app.forward_size import ForwardLimit, activation_bytes, checkpoints_a
 from train_app.model_shapes import shape_in
 from train_app.workers.devices import Hardware
 from train_app.workers.inference.sampling import Sample
-from train_app.workers.last_layer import has_last_layer, last_columns, logits_at
+from train_app.workers.last_layer import ask_for_last, has_last_layer
 
 
 def limit_of(
@@ -78,9 +78,8 @@ def score(
 
     The head scores the answers alone: of 80 tokens of a turn, 75 are prompt.
     """
-    kept = last_columns(ids_NL.size(0), ids_NL.size(1), length + 1, ids_NL.device)
-    inputs = {"input_ids": ids_NL, "attention_mask": mask_NL}
-    logits = logits_at(model, inputs, kept, narrow=has_last_layer(model), sliced=True)
+    wanted = ask_for_last(has_last_layer(model), ids_NL.size(0), ids_NL.size(1), length + 1, ids_NL.device)
+    logits = model(input_ids=ids_NL, attention_mask=mask_NL, use_cache=False, **wanted).logits
     logp_NCV = torch.log_softmax(logits[:, :-1].float() / temperature, -1)
     logp_NC = logp_NCV.gather(-1, ids_NL[:, -length:, None])[..., 0]
     with torch.no_grad():
