@@ -25,6 +25,7 @@ from crafter_pipeline.evaluation.scores import (
     together,
 )
 from crafter_pipeline.evaluation.statistics import (
+    RESAMPLES,
     interquartile_mean,
     nested_difference,
     nested_interval,
@@ -61,6 +62,8 @@ class Row:
     name: str
     runs: tuple[Evaluation, ...]
     """Of different models; all with the same limit."""
+    bootstrap: int = RESAMPLES
+    """Resamples of the interval of the mean."""
 
     @property
     def max_steps(self) -> int:
@@ -85,7 +88,7 @@ class Row:
     @cached_property
     def ci95(self) -> tuple[float, float]:
         """Of mean_achievements, over runs and worlds."""
-        return nested_interval(self.scores)
+        return nested_interval(self.scores, self.bootstrap)
 
     @property
     def interquartile_mean(self) -> float:

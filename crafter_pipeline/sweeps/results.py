@@ -19,15 +19,14 @@ from crafter_pipeline.config import SweepConfig, Training
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected
 from crafter_pipeline.errors import DataError
-from crafter_pipeline.evaluation import Evaluation, crafter_score
+from crafter_pipeline.evaluation import Evaluation
+from crafter_pipeline.evaluation.pool import Row as Pooled
 from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.evaluation.statistics import (
     Paired,
     holm,
     matched_difference,
     nested_difference,
-    nested_interval,
-    pooled_mean,
     seeds_needed,
 )
 from crafter_pipeline.files import safe_name, write_whole
@@ -280,36 +279,29 @@ def _result(row: Row, outcomes: Sequence[_Outcome], difference: Difference | Non
         dataset_sha256=None if dataset is None else dataset.sha256,
         dataset_rows=None if dataset is None else dataset.rows,
         dataset_tokens=None if dataset is None else dataset.tokens,
-        quality=_quality([o.evaluation for o in judged if o.evaluation], row.trials[0].config.evaluate.bootstrap),
+        quality=_quality(
+            row.name, [o.evaluation for o in judged if o.evaluation], row.trials[0].config.evaluate.bootstrap
+        ),
         difference=difference,
         cost=_cost(judged),
         errors=errors,
     )
 
 
-def _quality(evaluations: Sequence[Evaluation], bootstrap: int) -> Quality | None:
+def _quality(name: str, evaluations: Sequence[Evaluation], bootstrap: int) -> Quality | None:
     if not evaluations:
         return None
-    scores = [_scores(e) for e in evaluations]
-    rates = {
-        name: fmean(e.success_rates.get(name, 0.0) for e in evaluations)
-        for name in dict.fromkeys(name for e in evaluations for name in e.success_rates)
-    }
-    turns = sum(e.turns for e in evaluations)
+    played = Pooled(name, tuple(evaluations), bootstrap)
     return Quality(
-        achievements=pooled_mean(scores),
-        ci95=nested_interval(scores, bootstrap),
-        crafter_score=crafter_score(rates) if len(rates) > 1 else None,
+        achievements=played.mean_achievements,
+        ci95=played.ci95,
+        crafter_score=played.crafter_score,
         reward=fmean(e.mean_reward for e in evaluations),
-        invalid_answers=sum(e.parse_failures for e in evaluations) / turns if turns else 0.0,
+        invalid_answers=played.mean_of("invalid_share") or 0.0,
         env_steps=fmean(e.mean_env_steps for e in evaluations),
-        worlds=len({seed for e in evaluations for seed in e.seeds}),
-        success_rates=rates,
+        worlds=len(played.seeds),
+        success_rates={name: unlocked / of for name, (unlocked, of) in played.success_rates.items()},
     )
-
-
-def _scores(evaluation: Evaluation) -> dict[int, float]:
-    return dict(zip(evaluation.seeds, map(float, evaluation.counts), strict=True))
 
 
 def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) -> dict[str, Difference]:
@@ -322,7 +314,7 @@ def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) ->
         others = evaluations[row.name]
         if not others or others[0].max_steps != first[0].max_steps:
             continue
-        a, b = [_scores(e) for e in first], [_scores(e) for e in others]
+        a, b = [e.scores for e in first], [e.scores for e in others]
         try:
             whole = len(a) == len(b) == len(row.trials)  # then the first of each have equal training seeds, and so on
             difference = matched_difference if whole else nested_difference
