@@ -113,21 +113,30 @@ def last_columns(rows: int, columns: int, count: int, device: torch.device) -> t
     return torch.arange(columns - count, columns, device=device).expand(rows, -1)
 
 
-def logits_at(
-    model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], kept_BK: torch.Tensor, *, narrow: bool, sliced: bool
+def logits_where(
+    model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], wanted_BT: torch.Tensor, *, narrow: bool, sliced: bool
 ) -> torch.Tensor:
-    """The logits [B, K, V] behind some positions of each row.
+    """The logits [N, V] of the N wanted positions, row by row.
 
     Args:
-        narrow: The model takes `kept` (`has_last_layer`).
-        sliced: It takes `logits_to_keep`: the head then runs on the columns that any row keeps.
+        narrow: The model takes `kept` (`has_last_layer`): each row has its own columns.
+        sliced: It takes `logits_to_keep`: the head then runs on the columns that any row wants.
     """
     if narrow:
+        kept_BK, counts_BK = _columns_of_rows(wanted_BT)
         logits: torch.Tensor = model(**inputs, kept=kept_BK, use_cache=False).logits
-        return logits
-    columns_U = kept_BK.unique()
+        return logits[counts_BK]
+    columns_U = wanted_BT.any(0).nonzero()[:, 0]
     if sliced:
         logits_BUV = model(**inputs, logits_to_keep=columns_U, use_cache=False).logits
     else:
         logits_BUV = model(**inputs, use_cache=False).logits[:, columns_U]
-    return _at(logits_BUV, torch.searchsorted(columns_U, kept_BK.contiguous()))
+    return logits_BUV[wanted_BT[:, columns_U]]
+
+
+def _columns_of_rows(wanted_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns [B, K] that each row wants, as many for all, and which of these count, [B, K]."""
+    count_B = wanted_BT.sum(1)
+    # A stable sort of the others behind the wanted: each row's own columns in their order, then some to fill up.
+    kept_BK = (~wanted_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count_B.max())]
+    return kept_BK, torch.arange(kept_BK.size(1), device=kept_BK.device) < count_B[:, None]

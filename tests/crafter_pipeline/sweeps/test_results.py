@@ -79,7 +79,9 @@ def test_a_real_difference_is_shown_with_its_cost(store):
     assert second.difference.shown and second.difference.p_corrected < 0.01
     assert (second.quality.achievements, second.quality.reward) == (pytest.approx(2.95), pytest.approx(2.95))
     assert second.quality.invalid_answers == pytest.approx(0.1)
-    assert second.quality.crafter_score == pytest.approx(7.0), "the mean of the trainings' scores, as `eval table` tells it"
+    assert second.quality.crafter_score == pytest.approx(7.0), (
+        "the mean of the trainings' scores, as `eval table` tells it"
+    )
     assert second.quality.success_rates == {"collect_wood": 0.5, "eat_cow": 0.25}
     assert (second.cost.seconds, second.cost.evaluation_seconds, second.cost.cpu_seconds) == (27.0, 9.0, 60.0)
     assert second.cost.tokens_per_second == 200.0

@@ -9,12 +9,13 @@ torch = pytest.importorskip("torch")
 from peft import LoraConfig, get_peft_model  # noqa: E402
 from transformers import DynamicCache  # noqa: E402
 
-from train_app.workers.last_layer import has_last_layer, last_columns, logits_at, with_last_layer  # noqa: E402
-from train_app.workers.sft.trainer import trained_columns  # noqa: E402
+from train_app.workers.last_layer import has_last_layer, last_columns, logits_where, with_last_layer  # noqa: E402
 from train_app.workers.students import load_student, make_tiny  # noqa: E402
 
 IDS = (torch.arange(60).reshape(4, 15) * 37 + 5) % 900
-KEPT = torch.tensor([[0, 3, 14], [1, 2, 13], [12, 13, 14], [5, 5, 6]])
+WANTED = torch.zeros(4, 15, dtype=torch.bool)
+for row, columns in enumerate(([0, 3, 14], [1, 2], [14], [5, 6, 7, 8])):
+    WANTED[row, columns] = True
 
 
 @pytest.fixture
@@ -23,11 +24,12 @@ def models():
     return make_tiny(3)[0], with_last_layer(make_tiny(3)[0])
 
 
-def test_the_logits_and_the_gradients_are_those_of_the_whole_layer(models):
+@pytest.mark.parametrize("sliced", [True, False])
+def test_the_logits_and_the_gradients_are_those_of_the_whole_layer(models, sliced):
     gradients = []
     for model, narrow in zip(models, (False, True), strict=True):
-        logits = logits_at(model, {"input_ids": IDS}, KEPT, narrow=narrow, sliced=True)
-        expected = models[0](input_ids=IDS, use_cache=False).logits.take_along_dim(KEPT[:, :, None], 1)
+        logits = logits_where(model, {"input_ids": IDS}, WANTED, narrow=narrow, sliced=sliced)
+        expected = models[0](input_ids=IDS, use_cache=False).logits[WANTED]
         assert torch.allclose(logits, expected, atol=1e-5)
         logits.square().sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
@@ -38,11 +40,11 @@ def test_the_logits_and_the_gradients_are_those_of_the_whole_layer(models):
 
 
 def test_left_padding_stays_unseen(models):
-    mask = torch.ones_like(IDS)
+    mask, wanted = torch.ones_like(IDS), torch.zeros_like(IDS, dtype=torch.bool)
     mask[1, :6] = mask[3, :2] = 0
-    kept = last_columns(4, 15, 3, IDS.device)
+    wanted[:, -3:] = True
     got, expected = (
-        logits_at(model, {"input_ids": IDS, "attention_mask": mask}, kept, narrow=narrow, sliced=True)
+        logits_where(model, {"input_ids": IDS, "attention_mask": mask}, wanted, narrow=narrow, sliced=True)
         for model, narrow in ((models[1], True), (models[0], False))
     )
     assert torch.allclose(got, expected, atol=1e-5)
@@ -70,9 +72,3 @@ def test_weights_keep_their_names_and_adapters_find_their_layers(models, tmp_pat
     assert any("layers.1" in name for name, p in adapted.named_parameters() if p.requires_grad)
     adapted.unload().save_pretrained(tmp_path)
     assert torch.allclose(load_student("crafter-tiny", seed=3)[0](IDS).logits, plain(IDS).logits)
-
-
-def test_rows_train_their_own_columns():
-    trained = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 1], [1, 0, 1, 1]], dtype=torch.bool)
-    kept, counts = trained_columns(trained)
-    assert [row[count].tolist() for row, count in zip(kept, counts, strict=True)] == [[1, 2], [3], [0, 2, 3]]

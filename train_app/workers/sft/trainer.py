@@ -25,7 +25,7 @@ from crafter_pipeline.errors import ConfigError
 from train_app.forward_size import checkpoints_activations
 from train_app.workers.checkpoints import MarkComplete
 from train_app.workers.devices import Hardware, probe, processes
-from train_app.workers.last_layer import has_last_layer, logits_at
+from train_app.workers.last_layer import has_last_layer, logits_where
 from train_app.workers.optimizers import MuonAndAdamW
 from train_app.workers.sft.packing import IGNORED, Packed, Padded
 from train_app.workers.students import Trainable, full_precision
@@ -124,12 +124,11 @@ class AnswerTrainer(SFTTrainer):
         """(logits [N, V], targets [N]) of the N trained tokens of a batch."""
         labels_BT = inputs["labels"]
         trained_BT = labels_BT[:, 1:] != IGNORED  # position t scores the token t + 1
-        kept_BK, trained_BK = trained_columns(trained_BT)
         # No mask: rows are padded on the right, where causal attention does not look, and on a CPU attention without a
         # mask takes three quarters of the time of one with it.
         forward = {name: inputs[name] for name in ("input_ids", "position_ids") if name in inputs}
-        logits_BKV = logits_at(model, forward, kept_BK, narrow=self._narrow, sliced=self._sliced)
-        return logits_BKV[trained_BK].float(), labels_BT.gather(1, kept_BK + 1)[trained_BK]
+        logits_NV = logits_where(model, forward, trained_BT, narrow=self._narrow, sliced=self._sliced)
+        return logits_NV.float(), labels_BT[:, 1:][trained_BT]
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The loss per trained token of the validation rows, all of them counted alike, and the token accuracy."""
@@ -184,14 +183,6 @@ class AnswerTrainer(SFTTrainer):
         self._scored_tokens: torch.Tensor | int = 0
         self._tokens: torch.Tensor | int = 0
         self._counted_from = time.monotonic()
-
-
-def trained_columns(trained_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The columns [B, K] that each row trains, as many for all, and which of these count, [B, K]."""
-    count_B = trained_BT.sum(1)
-    # A stable sort of the untrained behind the trained: each row's own columns in their order, then others to fill up.
-    kept_BK = (~trained_BT).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(count_B.max())]
-    return kept_BK, torch.arange(kept_BK.size(1), device=kept_BK.device) < count_B[:, None]
 
 
 class ValidateAtTheEnd(TrainerCallback):
