@@ -29,6 +29,7 @@ from crafter_pipeline.files import held, write_whole
 from crafter_pipeline.promotion import CHAMPION
 from crafter_pipeline.report.text import interval, number, signed
 from crafter_pipeline.settings import load_settings
+from crafter_pipeline.tables import flat
 
 REGRESSED = "crafter.eval.regressed"
 """The event of a model that plays worse than its baseline."""
@@ -235,7 +236,7 @@ class Nights:
         baseline = None if config.rebaseline else self.baseline()
         if baseline is None:
             return
-        was, now = dict(_leaves(baseline.conditions)), dict(_leaves(config.conditions()))
+        was, now = flat(baseline.conditions), flat(config.conditions())
         other = sorted(key for key in was.keys() | now.keys() if was.get(key) != now.get(key))
         if other:
             then, wanted = (", ".join(f"{key} {side.get(key)}" for key in other) for side in (was, now))
@@ -277,15 +278,6 @@ def _with_defaults(conditions: dict[str, Any]) -> dict[str, Any]:
         return NightlyConfig.model_validate(conditions).conditions()
     except ValidationError:
         return conditions
-
-
-def _leaves(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`policy.temperature`, 1.0 and so on."""
-    for key, part in value.items():
-        if isinstance(part, Mapping):
-            yield from _leaves(part, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", part
 
 
 def _lines(path: Path) -> list[str]:

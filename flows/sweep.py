@@ -13,14 +13,24 @@ from crafter_pipeline.config.pipeline import Baseline
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.evaluation import Evaluation
-from crafter_pipeline.files import held, write_whole
+from crafter_pipeline.files import held
 from crafter_pipeline.links import working_in
 from crafter_pipeline.progress import progress
 from crafter_pipeline.promotion import random_player
-from crafter_pipeline.report.text import interval, number, toml
+from crafter_pipeline.report.text import interval, number
 from crafter_pipeline.runs import Run, explain, numbered_folder
 from crafter_pipeline.services import Addresses, ServiceGone, services
-from crafter_pipeline.sweeps import Plan, Step, Trial, find_sweep, keep_failure, place, results_of, write_results
+from crafter_pipeline.sweeps import (
+    Plan,
+    Step,
+    Trial,
+    find_sweep,
+    keep_failure,
+    place,
+    results_of,
+    write_plan,
+    write_results,
+)
 from crafter_pipeline.training import TrainedModel, TrainingFiles
 from flows.collect_rollouts import collect_rollouts
 from flows.dagger import Places, play_rounds
@@ -65,7 +75,7 @@ def sweep(
     run = Run(folder, plan.first.config)
     with held(folder / ".lock", "Wait for it, or add --fresh."), working_in(folder):
         run.logs.mkdir(exist_ok=True)
-        write_whole(folder / "sweep.toml", toml(plan.config.model_dump(mode="json", exclude_defaults=True)))
+        write_plan(plan, folder)
         try:
             with services(run) as at:
                 first = plan.first.config
@@ -75,10 +85,10 @@ def sweep(
                 for label in plan.config.baselines:
                     bench.baseline(label)
         finally:
-            results = results_of(plan, folder, f"crafter-pipeline sweep {folder / 'sweep.toml'} --out {folder.parent}")
+            results = results_of(plan, folder)
             write_results(results, folder)
     publish_sweep_artifact(results)
-    return told(str(folder), says=results.headline, name="PartialSuccess" if results.failed else None)
+    return told(str(folder), says=results.headline, name=None if results.complete else "PartialSuccess")
 
 
 def play_all(trials: Sequence[Trial], bench: Bench, parallel: int) -> None:
@@ -118,20 +128,24 @@ class Bench:
         except ServiceGone:
             raise
         except PipelineError as e:
-            keep_failure(self._folder, trial, explain(e))
+            keep_failure(self._folder, trial.name, explain(e))
             progress().note(f"{trial.name} failed: {e}")
             return
-        keep_failure(self._folder, trial, None)
+        keep_failure(self._folder, trial.name, None)
         progress().note(f"{trial.name}: {number(made.mean_achievements, 2)} {interval(made.ci95, 2)} achievements")
 
     def baseline(self, label: Baseline) -> None:
         """Evaluate somebody who is to be compared with the runs; a failure costs that row alone."""
+        step = self._plan.baseline(label)
         try:
-            self._once(self._plan.baseline(label), self._plan.first, lambda run: self._baseline(run, label))
+            self._once(step, self._plan.first, lambda run: self._baseline(run, label))
         except ServiceGone:
             raise
         except PipelineError as e:
+            keep_failure(self._folder, step.stage, explain(e))
             progress().note(f"{label} could not be judged: {e}")
+            return
+        keep_failure(self._folder, step.stage, None)
 
     def _baseline(self, run: Run, label: Baseline) -> Evaluation:
         config, judged, table = run.config, run.config.judged(label), self._table

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from crafter_pipeline.tables import flat
+
 ExplainConfig = Annotated[bool, Parameter(name="--explain-config", negative="", show_default=False)]
 DOT_ENV = Path(".env")
 SECRET_WORDS = ("key", "token", "secret", "password")
@@ -71,7 +73,7 @@ class Choices:
     def explain(self) -> list[Choice]:
         """Every choice so far, then every key of the TOML file that no choice was about; secrets are masked."""
         told = {choice.source for choice in self.made}
-        rest = (Choice(key, value, self._place(key)) for key, value in _leaves(self.toml))
+        rest = (Choice(key, value, self._place(key)) for key, value in flat(self.toml).items())
         return [_masked(choice) for choice in (*self.made, *(c for c in rest if c.source not in told))]
 
     def _said(
@@ -140,15 +142,6 @@ def _at(toml: Mapping[str, Any], key: str) -> Any:
             return MISSING
         value = value[part]
     return value
-
-
-def _leaves(toml: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in toml.items():
-        key = f"{above}.{name}" if above else name
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, key)
-        else:
-            yield key, value
 
 
 def _masked(choice: Choice) -> Choice:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from crafter_pipeline.cli.choices import Choices
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.tables import flat
 
 if TYPE_CHECKING:
     from crafter_pipeline.environments import EnvironmentInfo
@@ -184,8 +185,15 @@ class _Reader:
         from crafter_pipeline.evaluation.suites import find_suite
 
         suite = find_suite(self._table["suite"])
-        given = [*(key for key in _SAID_BY_A_SUITE if self._table.get(key) not in (None, {}))]
-        given += [option for option, value in (("--max-turns", asked.turns), ("--metadata", asked.metadata)) if value]
+        given = [key for key in _SAID_BY_A_SUITE if self._table.get(key) not in (None, {})]
+        policy = flat({key: self._table.get(key) for key in ("policy", "policy_config")})
+        given += [key for key in policy if key.rpartition(".")[2] in ("max_turns", "max_llm_calls")]
+        options = {
+            "--max-turns": asked.turns,
+            "--metadata": asked.metadata,
+            "--metadata-sql": asked.metadata_sql,
+        }
+        given += [option for option, value in options.items() if value]
         if asked.app is not None and find_environment(asked.app).name != suite.environment:
             given.append(f"APP {asked.app}")
         if given:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -34,13 +35,16 @@ def eval_table(
     as_json:
         Print the numbers, and the evaluations themselves: the file is input for this command again.
     """
-    from crafter_pipeline.evaluation.pool import compare_rows, pool, read_stored
+    from crafter_pipeline.evaluation.pool import compare_rows, pool, read_stored, require_row
     from crafter_pipeline.report.evaluation_table import tables_markdown
 
     if not stored:
         raise ConfigError("Name a folder that `crafter-pipeline eval` or `run` wrote, e.g. evals/crafter-200-sft-….")
     found = [one for text in stored for one in read_stored(*_path(text))]
-    tables = {steps: (rows, compare_rows(rows, against)) for steps, rows in pool(found).items()}
+    pooled = pool(found)
+    if against is not None:
+        require_row(against, chain.from_iterable(pooled.values()))
+    tables = {steps: (rows, compare_rows(rows, against)) for steps, rows in pooled.items()}
     if as_json:
         print_json(
             {

@@ -58,9 +58,14 @@ def sweep(
     """
     if parallel is not None and parallel < 1:
         raise ConfigError(f"--parallel {parallel}: at least 1.")
+    if report_only:
+        given = {"--only": only, "--parallel": parallel, "--fresh": fresh, "--dry-run": dry_run}
+        idle = [option for option, value in given.items() if value]
+        if idle:
+            raise ConfigError(f"--report-only runs nothing; leave out {', '.join(idle)}.")
     use_env_files(env_file)
     from crafter_pipeline.runs import numbered_folder
-    from crafter_pipeline.sweeps import find_sweep, results_of, write_results
+    from crafter_pipeline.sweeps import find_sweep, results_of, write_plan, write_results
     from crafter_pipeline.sweeps.preview import preview
 
     plan = find_sweep(file, set_ or ())
@@ -76,7 +81,8 @@ def sweep(
     if report_only:
         if not folder.is_dir():
             raise DataError(f"{folder}: nothing is stored of this sweep. Run it without --report-only.")
-        write_results(results_of(plan, folder, f"crafter-pipeline sweep {file}"), folder)
+        write_plan(plan, folder)
+        write_results(results_of(plan, folder), folder)
     else:
         _run(plan, folder, file, set_ or [], only or [], parallel, to_stderr=as_json)
     return _print_results(folder, as_json=as_json)
@@ -115,19 +121,21 @@ def _run(
 
 
 def _print_results(folder: Path, *, as_json: bool) -> int:
-    """What the table says; 0, PARTIAL when a run failed, 1 when none was judged."""
+    """What the table says; 0, PARTIAL when something is missing, 1 when no run was judged."""
+    from crafter_pipeline.sweeps import FILES
+
     found = json.loads((folder / "results.json").read_text())
     rows = found["rows"]
     if as_json:
         print_json(found)
     else:
         print((folder / "results.md").read_text().split("### What differs")[0].rstrip(), file=sys.stdout)
-        for name in ("results.html", "results.md", "results.csv", "results.parquet", "results.json"):
+        for name in FILES:
             say(str(folder / name))
     if not any(row["quality"] for row in rows):
         note("crafter-pipeline: no run was judged")
         return 1
-    return PARTIAL if any(row["errors"] for row in rows) else 0
+    return 0 if found["complete"] else PARTIAL
 
 
 def _print_preview(planned: Preview) -> None:

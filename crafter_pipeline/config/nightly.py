@@ -20,7 +20,8 @@ class NightlyConfig(EvaluateConfig):
     rebaseline: bool = False
     """Whether tonight becomes the baseline; else the first night is, and stays it."""
     suite: str | None = None
-    """A suite that says environment, limit, worlds and form of the questions, e.g. crafter-200; keys beside it win."""
+    """A suite that says environment, limit and worlds, e.g. crafter-200, and crafter-balrog how all models are asked;
+    keys beside it win."""
     seeds: SeedRange = SeedRange(start=HELD_OUT_SEEDS_START, count=32)
     """Worlds of every night."""
 
@@ -41,9 +42,13 @@ class NightlyConfig(EvaluateConfig):
             "env_config": dict(suite.env_config),
             "seeds": suite.seeds.model_dump(),
         }
-        given = data.get("policy", {})
-        policy = {**(suite.policy or suite.own_policy), **given} if isinstance(given, dict) else given
-        return {**said, **data, "policy": policy}
+        said["policy"] = dict(suite.policy or suite.own_policy)
+        tables = {
+            key: {**table, **data[key]}
+            for key, table in said.items()
+            if isinstance(table, dict) and isinstance(data.get(key), dict)
+        }
+        return {**said, **data, **tables}
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:

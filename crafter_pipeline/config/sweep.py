@@ -45,7 +45,17 @@ class RepeatConfig(Config):
     count: int = Field(default=1, ge=1, le=100)
     """Trainings of each run; the seeds are the config's own and the next ones."""
     keys: tuple[str, ...] = ()
-    """Keys of the seeds that change; empty: of every stage that is trained."""
+    """Keys of the seeds that change; empty: of every stage that is trained. A run that trains none of them is trained
+    once."""
+
+    @field_validator("keys")
+    @classmethod
+    def _seeds(cls, keys: tuple[str, ...]) -> tuple[str, ...]:
+        known = tuple(SEED_KEYS.values())
+        for key in keys:
+            if key not in known:
+                raise ValueError(f"{key!r} is no training seed; name some of {', '.join(known)}")
+        return keys
 
 
 class SweepEvaluation(Config):

@@ -17,13 +17,13 @@ import orjson
 from crafter_pipeline.dataset.jsonl import read_rows
 from crafter_pipeline.dataset.manifest import (
     DatasetManifest,
-    flat,
     images_path,
     manifest_path,
     read_manifest,
     split_path,
 )
 from crafter_pipeline.dataset.splits import SPLITS
+from crafter_pipeline.tables import flat
 
 EXAMPLES = 10
 """Changed rows and leaking worlds that are named; all are counted."""

@@ -206,14 +206,3 @@ def read_manifest(dataset: Path) -> DatasetManifest:
         raise DataError(f"{path} is not a manifest of ours: {keys}. Export the dataset again.") from e
     except orjson.JSONDecodeError as e:
         raise DataError(f"{path} is not valid JSON: {e}. Export the dataset again.") from e
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"turns": {"min_reward": 1}} → {"turns.min_reward": 1}; an empty table is a value."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = value
-    return found

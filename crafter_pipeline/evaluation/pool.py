@@ -31,6 +31,7 @@ from crafter_pipeline.evaluation.statistics import (
     nested_interval,
     nested_rates_interval,
     pooled_mean,
+    wilson,
 )
 
 SCORE_RESAMPLES = 4_000
@@ -108,17 +109,22 @@ class Row:
     @cached_property
     def crafter_score_ci95(self) -> tuple[float, float] | None:
         """Of crafter_score, over runs and worlds; None where an earlier version stored a run."""
-        tables = [run.unlocked_SA for run in self.runs]
-        names = {tuple(run.success_rates) for run in self.runs}
-        if self.crafter_score is None or len(names) > 1 or any(table is None for table in tables):
+        if self.crafter_score is None or self._unlocked is None:
             return None
-        by_run: list[Mapping[int, Sequence[float]]] = [
+        low, high = nested_rates_interval(self._unlocked, scores_of_rates, SCORE_RESAMPLES)
+        return low, min(100.0, high)
+
+    @cached_property
+    def _unlocked(self) -> list[dict[int, list[float]]] | None:
+        """Of each run {seed: whether each achievement was unlocked}; None where an earlier version stored a run."""
+        tables = [run.unlocked_SA for run in self.runs]
+        if len({tuple(run.success_rates) for run in self.runs}) > 1 or any(table is None for table in tables):
+            return None
+        return [
             dict(zip(run.seeds, table.tolist(), strict=True))
             for run, table in zip(self.runs, tables, strict=True)
             if table is not None
         ]
-        low, high = nested_rates_interval(by_run, scores_of_rates, SCORE_RESAMPLES)
-        return low, min(100.0, high)
 
     @property
     def success_rates(self) -> dict[str, tuple[int, int]]:
@@ -129,6 +135,17 @@ class Row:
                 unlocked, of = found.get(name, (0, 0))
                 found[name] = (unlocked + round(rate * len(run.seeds)), of + len(run.seeds))
         return found
+
+    def success_ci95(self, name: str) -> tuple[float, float] | None:
+        """Of an achievement's success rate, 0–1: Wilson's of one run, over runs and worlds of several; None where an
+        earlier version stored one of these."""
+        if len(self.runs) == 1:
+            return wilson(*self.success_rates[name])
+        if self._unlocked is None:
+            return None
+        column = list(self.runs[0].success_rates).index(name)
+        low, high = nested_interval([{s: bits[column] for s, bits in run.items()} for run in self._unlocked])
+        return max(0.0, low), min(1.0, high)
 
     def mean_of(self, fact: str) -> float | None:
         """Mean over the runs of a number of `Evaluation`; None where one of them does not tell."""
@@ -205,8 +222,6 @@ def pool(stored: Iterable[Stored]) -> dict[int, list[Row]]:
 
 def compare_rows(rows: Sequence[Row], against: str | None = None) -> list[Comparison]:
     """Every pair once, in the order given, or every row with the one that is named; p-values corrected together."""
-    if against is not None and against not in [row.name for row in rows]:
-        raise DataError(f"No row is called {against!r}; {suggest(against, [row.name for row in rows])}")
     pairs = [
         (b, a) if b.name == against else (a, b)
         for a, b in combinations(rows, 2)
@@ -218,6 +233,13 @@ def compare_rows(rows: Sequence[Row], against: str | None = None) -> list[Compar
             d = nested_difference(a.scores, b.scores)
             found.append(Comparison(a.name, b.name, d.delta, d.ci95, d.seeds, d.p_value, d.p_value, d.sd))
     return together(found)
+
+
+def require_row(name: str, rows: Iterable[Row]) -> None:
+    """DataError, with the nearest one, where none of the rows is called so."""
+    known = list(dict.fromkeys(row.name for row in rows))
+    if name not in known:
+        raise DataError(f"No row is called {name!r}; {suggest(name, known)}")
 
 
 def _refuse_mixture(stored: Sequence[Stored]) -> None:

@@ -44,6 +44,9 @@ MIN_PAIRS = 6
 """Fewest shared seeds that can settle anything: below six, even a sign test that wins on every seed stays above
 p = 0.05 (two-sided, 2 · 2⁻⁵ = 0.0625), while a percentile interval of so few values is far too narrow."""
 
+SMALL_DIFFERENCE = 0.3
+"""For which a comparison tells how many seeds would show it, in achievements."""
+
 EASY_TO_COME_BY = "wake_up"
 """The achievement that whoever sleeps at random gets: means are told without it, too."""
 

@@ -33,8 +33,9 @@ class Paired:
     p_value: float
     """Two-sided, of the sign-flip test: how often differences of this size appear where the sign of each is chance.
     Over several training runs it is the bootstrap's, see `nested_difference`."""
-    sd: float
-    """Standard deviation of a seed's difference; `seeds_needed` asks for it."""
+    sd: float | None
+    """Standard deviation of a seed's difference, for `seeds_needed`; None over several training runs: more worlds do
+    not narrow what the luck of a training widens."""
     seeds: tuple[int, ...]
     """Ascending."""
 
@@ -154,12 +155,11 @@ def nested_difference(
     for worlds_BS in _worlds(len(shared), bootstrap, rng):
         drawn.append(_weighted(*cells_b, worlds_BS, rng) - _weighted(*cells_a, worlds_BS, rng))
     deltas_B = np.concatenate(drawn)
-    by_world = _world_means(*cells_b) - _world_means(*cells_a)
     return Paired(
         delta=_mean_of_cells(*cells_b) - _mean_of_cells(*cells_a),
         ci95=_quantiles(deltas_B),
         p_value=_two_sided(deltas_B),
-        sd=float(by_world.std(ddof=1)) if by_world.size > 1 else 0.0,
+        sd=None,
         seeds=tuple(shared),
     )
 
@@ -186,12 +186,12 @@ def matched_difference(
     if not shared:
         raise DataError("The two share no seed: nothing to pair. Evaluate both on the same seeds.")
     cells = _cells(deltas, shared)
-    means_B, by_world = _nested_means(*cells, bootstrap, seed), _world_means(*cells)
+    means_B = _nested_means(*cells, bootstrap, seed)
     return Paired(
         delta=_mean_of_cells(*cells),
         ci95=_quantiles(means_B),
         p_value=_two_sided(means_B),
-        sd=float(by_world.std(ddof=1)) if by_world.size > 1 else 0.0,
+        sd=None,
         seeds=tuple(shared),
     )
 
@@ -334,11 +334,6 @@ def _finite_cells(values: Any) -> Floats:
 
 def _mean_of_cells(values_RS: Floats, there_RS: Floats) -> float:
     return float(values_RS.sum() / there_RS.sum())
-
-
-def _world_means(values_RS: Floats, there_RS: Floats) -> Floats:
-    means: Floats = values_RS.sum(axis=0) / there_RS.sum(axis=0)
-    return means
 
 
 def _worlds(worlds: int, bootstrap: int, rng: np.random.Generator) -> Iterator[Floats]:

@@ -12,9 +12,10 @@ from typing import Any
 from markupsafe import Markup
 
 from crafter_pipeline.config import FilterConfig
-from crafter_pipeline.dataset.manifest import DatasetManifest, flat
+from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.page import fact, figure
+from crafter_pipeline.tables import flat
 
 SHOWN_RANGES = 12
 """Ranges of seeds that are spelled out."""

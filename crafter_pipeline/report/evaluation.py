@@ -16,15 +16,13 @@ from crafter_pipeline.evaluation import Comparison, Evaluation, compare, evaluat
 from crafter_pipeline.evaluation.players import Player
 from crafter_pipeline.evaluation.playing import Cause, causes
 from crafter_pipeline.evaluation.rows import EpisodeRow, FailedSeed, rows_csv
-from crafter_pipeline.evaluation.scores import together
+from crafter_pipeline.evaluation.scores import SMALL_DIFFERENCE, together
 from crafter_pipeline.evaluation.summary import aggregate, judge_summary, tokens
 from crafter_pipeline.files import write_whole
 from crafter_pipeline.report import plots
 from crafter_pipeline.report.page import figure, plain, render
 from crafter_pipeline.report.report import success_rows
 
-SMALL_DIFFERENCE = 0.3
-"""Achievements; for such a difference pages say how many seeds it takes."""
 _SECRET = re.compile(r"key|secret|token$|authorization|headers|password|credential", re.IGNORECASE)
 
 
@@ -119,7 +117,10 @@ class EvaluationReport:
             ],
             "seeds": list(self.seeds),
             "evaluations": [e.to_json() for e in self.evaluations],
-            "comparisons": [c.to_json() | {"seeds_to_see_0.3": c.seeds_to_see(0.3)} for c in self.comparisons],
+            "comparisons": [
+                c.to_json() | {f"seeds_to_see_{SMALL_DIFFERENCE}": c.seeds_to_see(SMALL_DIFFERENCE)}
+                for c in self.comparisons
+            ],
             "aggregate": self.aggregate(),
             "judges": self.judged() if self.judges else {},
             "judge_failures": dict(self.judge_failures),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from crafter_pipeline.evaluation import Comparison
 from crafter_pipeline.evaluation.pool import Row
-from crafter_pipeline.evaluation.statistics import wilson
+from crafter_pipeline.evaluation.scores import SMALL_DIFFERENCE
 from crafter_pipeline.report import text
 from crafter_pipeline.report.markdown import finding, safe, table
 
@@ -63,7 +63,8 @@ def _note(rows: Sequence[Row]) -> str:
 
 
 def _differences(comparisons: Sequence[Comparison]) -> str:
-    header = ("difference", "achievements, 95 % interval", "finding", "p, corrected", "seeds", "seeds to see 0.3")
+    header = ["difference", "achievements, 95 % interval", "finding", "p, corrected", "seeds"]
+    header.append(f"seeds to see {SMALL_DIFFERENCE}")
     rows = [
         (
             f"{safe(c.b)} {text.MINUS} {safe(c.a)}",
@@ -71,7 +72,7 @@ def _differences(comparisons: Sequence[Comparison]) -> str:
             finding(c),
             text.p_value(c.p_holm).replace("<", "&lt;"),
             str(len(c.seeds)),
-            _number(c.seeds_to_see(0.3), 0),
+            _number(c.seeds_to_see(SMALL_DIFFERENCE), 0),
         )
         for c in comparisons
     ]
@@ -85,13 +86,14 @@ def _success(rows: Sequence[Row]) -> str:
     cells = []
     for name in names:
         line = [safe(text.words(name))]
-        for told in rates:
+        for row, told in zip(rows, rates, strict=True):
             if name not in told:
                 line.append("–")
                 continue
             unlocked, episodes = told[name]
-            low, high = wilson(unlocked, episodes)
-            line.append(f"{text.percent(unlocked / episodes)} {text.interval((100 * low, 100 * high), 0)}")
+            ci95 = row.success_ci95(name)
+            within = "" if ci95 is None else f" {text.interval((100 * ci95[0], 100 * ci95[1]), 0)}"
+            line.append(f"{text.percent(unlocked / episodes)}{within}")
         cells.append(line)
     return table(("unlocked in, % of episodes", *(safe(row.name) for row in rows)), cells)
 

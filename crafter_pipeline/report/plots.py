@@ -172,14 +172,19 @@ def survival(evaluations: Sequence[Evaluation]) -> str:
     return _svg(draw, _WIDTH, 1.9)
 
 
-def delta_plot(comparisons: Sequence[Comparison]) -> str:
-    """Paired differences with 95 % intervals; filled where shown, hollow where not."""
+def delta_plot(comparisons: Sequence[Comparison], shown: Sequence[bool] | None = None) -> str:
+    """Paired differences with 95 % intervals; filled where shown, hollow where not.
+
+    Args:
+        shown: Of each, whether it is; unset: those that are `clear`.
+    """
+    filled = [c.clear for c in comparisons] if shown is None else shown
 
     def draw(ax: Axes) -> None:
-        for i, c in enumerate(comparisons):
+        for i, (c, full) in enumerate(zip(comparisons, filled, strict=True)):
             shade = colour(c.b)
-            ax.plot(c.ci95, (i, i), color=shade, linewidth=2, solid_capstyle="round", alpha=1 if c.clear else 0.55)
-            ax.plot(c.delta, i, "o", color=shade, markersize=5, markerfacecolor=shade if c.clear else "none")
+            ax.plot(c.ci95, (i, i), color=shade, linewidth=2, solid_capstyle="round", alpha=1 if full else 0.55)
+            ax.plot(c.delta, i, "o", color=shade, markersize=5, markerfacecolor=shade if full else "none")
         edges = [x for c in comparisons for x in c.ci95] + [0.0]
         span = max(edges) - min(edges) or 1.0
         ax.set_xlim(min(edges) - 0.05 * span, max(edges) + 0.05 * span)

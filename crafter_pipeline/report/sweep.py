@@ -32,10 +32,11 @@ _COLUMNS = (
 )
 HOW_TO_READ = (
     "Achievements per episode, with a 95 % interval over trainings and worlds. Differences are to the first row, on "
-    "the worlds that both played. p: a sign-flip test over worlds, corrected for the number of rows (Holm). A "
-    "difference is shown where its interval excludes zero and the corrected p is below 0.05. Rows: of the last dataset "
-    "that was trained on. Wall: of collecting, filtering, playing and training, as if the run had done each of its "
-    "steps alone, without the judging; CPU and GPU: of the training jobs. Both are means of a run's trainings."
+    "the worlds that both played. p: of a sign-flip test over worlds, of several trainings the bootstrap's over "
+    "trainings and worlds; corrected for the number of rows (Holm). A difference is shown where its interval excludes "
+    "zero and the corrected p is below 0.05. Rows: of the last dataset that was trained on. Wall: of collecting, "
+    "filtering, playing and training, as if the run had done each of its steps alone, without the judging; CPU and "
+    "GPU: of the training jobs. Both are means of a run's trainings."
 )
 
 
@@ -50,7 +51,7 @@ def sweep_markdown(results: SweepResults, plot: bool = False) -> str:
     parts = [
         f"## Sweep {safe(results.name)}",
         safe(results.says),
-        f"{results.worlds}. {_trainings(results.repeats)}",
+        f"{results.worlds}. {_trainings(results)}",
         *(f"> **{safe(note)}**" for note in results.notes),
         table(header, rows),
         *([image(_describe(results), plots.range_bars(_means(results), "achievements per episode"))] if plot else []),
@@ -73,24 +74,22 @@ def sweep_markdown(results: SweepResults, plot: bool = False) -> str:
 
 def render_sweep(results: SweepResults) -> str:
     """The page, everything inline."""
-    differences = [
-        Comparison(results.rows[0].name, row.name, d.delta, d.ci95, d.seeds)
-        for row in results.rows
-        if (d := row.difference) is not None
-    ]
+    told = [(row.name, row.difference) for row in results.rows if row.difference is not None]
+    differences = [Comparison(results.rows[0].name, name, d.delta, d.ci95, d.seeds) for name, d in told]
+    shown = [d.shown for _, d in told]
     means, costs = _means(results), _costs(results)
     judged = [row for row in results.rows if row.quality is not None]
     return render(
         "sweep.html.j2",
         results=results,
         when=datetime.fromtimestamp(results.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        trainings=_trainings(results.repeats),
+        trainings=_trainings(results),
         columns=[name for name in _COLUMNS if name != "GPU" or _used_gpus(results)],
         rows=sweep_rows(results),
         means=figure("means", plots.range_bars(means, "achievements per episode"), _describe(results))
         if means
         else None,
-        deltas=figure("deltas", plots.delta_plot(differences), plots.describe_deltas(differences))
+        deltas=figure("deltas", plots.delta_plot(differences, shown), plots.describe_deltas(differences))
         if differences
         else None,
         cost=figure(
@@ -154,7 +153,7 @@ def _cells(row: Result, *, first: bool) -> dict[str, str]:
         "reward": text.number(q.reward, 2) if q else missing,
         "invalid answers": text.percent(q.invalid_answers) if q else missing,
         "against the first": f"{text.signed(d.delta, 2)} {text.interval(d.ci95, 2, sign=True)}" if d else missing,
-        "p (Holm)": _p(d.p_corrected) if d else missing,
+        "p (Holm)": text.p_value(d.p_corrected) if d else missing,
         "finding": _finding(row, first=first),
         "rows": f"{row.dataset_rows:,}" if row.dataset_rows is not None else missing,
         "tokens trained": f"{c.tokens:,.0f}" if c and c.tokens is not None else missing,
@@ -174,18 +173,18 @@ def _finding(row: Result, *, first: bool) -> str:
     return f"{found}, {row.trainings} of {row.of} trainings" if row.state == "partly" else found
 
 
-def _p(value: float) -> str:
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k} = {_value(v)}" for k, v in value.items()) + "}"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _trainings(repeats: int) -> str:
-    return "One training per run." if repeats == 1 else f"{repeats} trainings per run, with seeds of their own."
+def _trainings(results: SweepResults) -> str:
+    if results.repeats == 1:
+        return "One training per run."
+    once = [row.name for row in results.rows if row.of == 1]
+    but = f"; one of {', '.join(once)}, where none of these seeds is used" if once else ""
+    return f"{results.repeats} trainings per run, with seeds of their own{but}."
 
 
 def _used_gpus(results: SweepResults) -> bool:

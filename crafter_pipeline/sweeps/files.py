@@ -1,4 +1,4 @@
-"""The files of a sweep's table: for scripts (JSON, CSV, Parquet), for people (HTML, markdown)."""
+"""The files of a sweep: its plan; its table for scripts (JSON, CSV, Parquet) and for people (HTML, markdown)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,16 @@ import polars as pl
 from crafter_pipeline.files import replace_file, write_whole
 from crafter_pipeline.report.page import plain
 from crafter_pipeline.report.sweep import render_sweep, sweep_markdown
+from crafter_pipeline.report.text import toml
+from crafter_pipeline.sweeps.plan import Plan
 from crafter_pipeline.sweeps.results import Result, SweepResults
 
 FILES = ("results.md", "results.html", "results.csv", "results.parquet", "results.json")
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write what the folder's tables are of: `sweep.toml`, which does them again."""
+    write_whole(folder / "sweep.toml", toml(plan.config.model_dump(mode="json", exclude_defaults=True)))
 
 
 def write_results(results: SweepResults, folder: Path) -> None:

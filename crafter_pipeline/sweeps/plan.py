@@ -36,8 +36,14 @@ from crafter_pipeline.connections import project_root
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.evaluation.suites import find_suite
 from crafter_pipeline.runs import profile_tables
+from crafter_pipeline.tables import Tables, flat, merged, nested
 
-Tables = dict[str, Any]
+_KEYS_OF_OTHERS = {
+    "baselines": "who is judged beside the runs stands at the top of the file, once for all.",
+    "evaluate.baseline_seeds": "runs and baselines play the same worlds; leave it out.",
+    "promotion": "a sweep promotes nobody; leave it out.",
+}
+"""Keys of a run's config that a sweep does not read -> what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,6 @@ class Trial:
         """Stage -> step, in the order they are done."""
         return {step.stage: step for step in _chain(self.config, self.stages)}
 
-    @property
-    def trained(self) -> Step:
-        """The step whose model is judged."""
-        return self.steps[self.stages[-1]]
-
     def work(self, stage: str) -> Work:
         """What one of its steps asks of the machine."""
         return _work(self.config, stage)
@@ -129,9 +130,10 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with everything that decides a result."""
-        chains = [[step.folder for step in trial.steps.values()] for trial in self.trials]
-        return digest_of([self.config.name, [row.name for row in self.rows], chains, list(self.config.baselines)])
+        """Changes with everything that decides what is trained. How it is judged is not part of it: the same models
+        may be judged on further worlds."""
+        chains = [[s.folder for s in trial.steps.values() if s.stage != "evaluate"] for trial in self.trials]
+        return digest_of([self.config.name, [row.name for row in self.rows], chains])
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -192,6 +194,7 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
         source: What to call the file in an error.
     """
     base = profile_tables(config.base) if isinstance(config.base, str) else config.base
+    _refuse_keys_of_others([config.common, config.grid, *(run.set for run in config.runs)], source)
     base = merged(base, nested(config.common))
     rows: tuple[Row, ...] = ()
     for name, run in _runs(config, source):
@@ -205,6 +208,7 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
     if twice is not None:
         raise ConfigError(f"{source}: two rows are called {twice!r}; name them apart with [[runs]].")
     _refuse_other_services(rows, source)
+    _refuse_equal_rows(rows, source)
     return Plan(config, rows)
 
 
@@ -243,14 +247,34 @@ def _row(config: SweepConfig, tables: Tables, name: str, run: _Variation, source
     resolved = parse_config(PipelineConfig, tables, source)
     if "dagger" in run.stages and not resolved.dagger.rounds:
         raise ConfigError(f"{source}: dagger is one of its stages, and dagger.rounds is 0; set common.dagger.rounds.")
-    keys = config.repeats.keys or tuple(SEED_KEYS[stage] for stage in run.stages)
+    changing = config.repeats.keys or tuple(SEED_KEYS.values())
+    seeds_of = {SEED_KEYS[stage]: _seed(resolved, stage) for stage in run.stages if SEED_KEYS[stage] in changing}
     trials = []
-    for repeat in range(config.repeats.count):
-        seeds = nested({key: _seed(resolved, key, source) + repeat for key in keys})
+    for repeat in range(config.repeats.count if seeds_of else 1):
+        seeds = nested({key: seed + repeat for key, seed in seeds_of.items()})
         one = parse_config(PipelineConfig, merged(tables, seeds), source)
         judged = _judged(one.evaluate, config.evaluate, source)
         trials.append(Trial(name, repeat, one.model_copy(update={"evaluate": judged}), run.stages))
     return Row(name, run.changes, run.tags, filter_rules(resolved), tuple(trials))
+
+
+def _refuse_keys_of_others(tables: Iterable[Tables], source: str) -> None:
+    """What a run's config may say and a sweep has another place for, or none."""
+    for key in (key for table in tables for key in flat(table)):
+        for name, remedy in _KEYS_OF_OTHERS.items():
+            if key == name or key.startswith(f"{name}."):
+                raise ConfigError(f"{source}: {key}: {remedy}")
+
+
+def _refuse_equal_rows(rows: tuple[Row, ...], source: str) -> None:
+    """Two rows of one and the same training: what tells them apart is not read by any stage they have."""
+    known: dict[Step, Row] = {}
+    for row in rows:
+        other = known.setdefault(row.trials[0].steps["evaluate"], row)
+        if other is not row:
+            keys = [k for k in {**other.changes, **row.changes} if other.changes.get(k) != row.changes.get(k)]
+            why = f"no stage of {' → '.join(row.stages)} reads {' or '.join(keys)}" if keys else "they say the same"
+            raise ConfigError(f"{source}: the rows {other.name!r} and {row.name!r} are one training: {why}.")
 
 
 def _refuse_other_services(rows: tuple[Row, ...], source: str) -> None:
@@ -261,15 +285,9 @@ def _refuse_other_services(rows: tuple[Row, ...], source: str) -> None:
                 raise ConfigError(f"{source}, run {row.name}: {part}: all runs share one task app and one backend.")
 
 
-def _seed(config: PipelineConfig, key: str, source: str) -> int:
-    """The value of a seed's dotted key."""
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part, None)
-    if not isinstance(value, int):
-        known = ", ".join(SEED_KEYS.values())
-        raise ConfigError(f"{source}: repeats.keys: {key!r} is no training seed; name some of {known}.")
-    return value
+def _seed(config: PipelineConfig, stage: Training) -> int:
+    """The training seed of a stage."""
+    return {"sft": config.sft.seed, "dagger": config.dagger.sft.seed, "rl": config.rl.seed}[stage]
 
 
 def _judged(config: EvaluateConfig, asked: SweepEvaluation, source: str) -> EvaluateConfig:
@@ -352,37 +370,7 @@ def _steps(job: SftConfig, rows: int) -> int:
     return job.max_steps or ceil(job.n_epochs * min(rows, job.examples or rows) / job.batch_size)
 
 
-# --------------------------------------------------------------------------- tables
-
-
-def nested(tables: Mapping[str, Any]) -> Tables:
-    """Dotted keys as tables: {"sft.seed": 1, "sft": {"lora_rank": 4}} is one table `sft`."""
-    result: Tables = {}
-    for key, value in tables.items():
-        first, _, rest = key.partition(".")
-        part = nested({rest: value}) if rest else nested(value) if isinstance(value, Mapping) else value
-        before = result.get(first)
-        result[first] = merged(before, part) if isinstance(before, dict) and isinstance(part, dict) else part
-    return result
-
-
-def flat(tables: Mapping[str, Any], above: str = "") -> Tables:
-    """Tables as dotted keys; an empty table is a value."""
-    result: Tables = {}
-    for key, value in tables.items():
-        name = f"{above}.{key}" if above else key
-        result.update(flat(value, name) if isinstance(value, Mapping) and value else {name: value})
-    return result
-
-
-def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> Tables:
-    """The tables of `below` with the values of `above` in their place."""
-    result = dict(below)
-    for key, value in above.items():
-        before = result.get(key)
-        both = isinstance(before, Mapping) and isinstance(value, Mapping)
-        result[key] = merged(before, value) if both else value  # type: ignore[arg-type]
-    return result
+# --------------------------------------------------------------------------- words
 
 
 def _short(key: str, point: Mapping[str, Any]) -> str:

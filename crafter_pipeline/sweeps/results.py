@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -72,13 +72,14 @@ class Difference:
     ci95: tuple[float, float]
     """Over trainings and worlds."""
     p: float
-    """Of the worlds alone, by the signs of their differences."""
+    """Of the sign-flip test over worlds; of several trainings the bootstrap's, over trainings and worlds."""
     p_corrected: float
     """For the number of rows (Holm)."""
     seeds: tuple[int, ...]
     """Worlds that both played."""
     worlds_needed: int | None
-    """Worlds that show a true difference of this size four times out of five; None: there is no difference."""
+    """Worlds that show a true difference of this size four times out of five; None: there is no difference, or there
+    are several trainings, whose luck no number of worlds narrows."""
 
     @property
     def shown(self) -> bool:
@@ -153,11 +154,20 @@ class SweepResults:
     environment: dict[str, Any]
     command: str
     """What does it again."""
+    baseline_errors: dict[str, str] = field(default_factory=dict)
+    """Baseline -> why it could not be judged."""
+    not_played: dict[str, int] = field(default_factory=dict)
+    """Training and stage, or baseline -> how many of its episodes failed and are missing."""
 
     @property
     def failed(self) -> dict[str, str]:
-        """Training -> why it failed."""
-        return {name: why for row in self.rows for name, why in row.errors.items()}
+        """Training or baseline -> why it failed."""
+        return {name: why for row in self.rows for name, why in row.errors.items()} | self.baseline_errors
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was begun is missing."""
+        return not self.failed and not self.not_played
 
     @property
     def headline(self) -> str:
@@ -172,7 +182,7 @@ class SweepResults:
 
     def to_json(self) -> dict[str, Any]:
         """As results.json has it."""
-        return {**asdict(self), "baselines": [e.to_json() for e in self.baselines]}
+        return {**asdict(self), "baselines": [e.to_json() for e in self.baselines], "complete": self.complete}
 
 
 # --------------------------------------------------------------------------- what is stored
@@ -210,13 +220,25 @@ def place(folder: Path, step: Step, trial: Trial) -> Run:
     return Run(folder / "work" / step.folder, trial.config)
 
 
-def keep_failure(folder: Path, trial: Trial, error: str | None) -> None:
-    """Remember why a trial failed; None: it did not, and what was remembered is forgotten."""
-    path = folder / "failed" / f"{safe_name(trial.name)}.json"
+def keep_failure(folder: Path, name: str, error: str | None) -> None:
+    """Remember why a trial or a baseline's step failed; None: it did not, and what was remembered is forgotten."""
+    path = _failure(folder, name)
     if error is None:
         path.unlink(missing_ok=True)
     else:
-        write_whole(path, json.dumps({"trial": trial.name, "error": error}, indent=1))
+        write_whole(path, json.dumps({"name": name, "error": error}, indent=1))
+
+
+def _failure(folder: Path, name: str) -> Path:
+    return folder / "failed" / f"{safe_name(name)}.json"
+
+
+def _why(folder: Path, name: str) -> str | None:
+    """Why it failed, if it did."""
+    try:
+        return str(json.loads(_failure(folder, name).read_text())["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _outcome(folder: Path, trial: Trial) -> _Outcome:
@@ -224,11 +246,7 @@ def _outcome(folder: Path, trial: Trial) -> _Outcome:
     seconds: dict[Step, float] = {}
     for step in trial.steps.values():
         outputs[step], seconds[step] = _stored(place(folder, step, trial))
-    try:
-        error = str(json.loads((folder / "failed" / f"{safe_name(trial.name)}.json").read_text())["error"])
-    except (OSError, ValueError, KeyError, TypeError):
-        error = None
-    return _Outcome(trial, outputs, seconds, error)
+    return _Outcome(trial, outputs, seconds, _why(folder, trial.name))
 
 
 def _stored(run: Run) -> tuple[list[Any], float]:
@@ -240,24 +258,33 @@ def _stored(run: Run) -> tuple[list[Any], float]:
 # --------------------------------------------------------------------------- the table
 
 
-def results_of(plan: Plan, folder: Path, command: str) -> SweepResults:
+def results_of(plan: Plan, folder: Path) -> SweepResults:
     """The table of what is stored in a sweep's folder."""
     outcomes = {row.name: [_outcome(folder, trial) for trial in row.trials] for row in plan.rows}
     evaluations = {name: [o.evaluation for o in found if o.evaluation] for name, found in outcomes.items()}
     differences = _differences(plan, evaluations)
     rows = tuple(_result(row, outcomes[row.name], differences.get(row.name), plan) for row in plan.rows)
+    baselines = _baselines(plan, folder)
+    judged = {e.label for e in baselines}
+    missing = _not_played([one for found in outcomes.values() for one in found], baselines, plan)
     return SweepResults(
         name=plan.config.name,
         id=folder.name,
         says=plan.config.says,
         created_at=time.time(),
         rows=rows,
-        baselines=_baselines(plan, folder),
+        baselines=baselines,
         worlds=_worlds(plan),
         repeats=plan.config.repeats.count,
-        notes=tuple(_notes(plan.config, rows)),
+        notes=tuple(_notes(plan.config, rows, missing)),
         environment=dict(environment_facts()),
-        command=command,
+        command=f"crafter-pipeline sweep {folder / 'sweep.toml'} --out {folder.parent}",
+        baseline_errors={
+            label: why
+            for label in plan.config.baselines
+            if label not in judged and (why := _why(folder, plan.baseline(label).stage)) is not None
+        },
+        not_played=missing,
     )
 
 
@@ -329,7 +356,9 @@ def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) ->
 
 
 def _seeds_needed(difference: Paired) -> int | None:
-    return seeds_needed(difference.sd, difference.delta) if difference.delta and difference.sd else None
+    if not difference.delta or not difference.sd:
+        return None
+    return max(MIN_PAIRS, seeds_needed(difference.sd, difference.delta))
 
 
 def _cost(judged: Sequence[_Outcome]) -> Cost | None:
@@ -355,6 +384,22 @@ def _baselines(plan: Plan, folder: Path) -> tuple[Evaluation, ...]:
     return tuple(one for outputs in found for one in outputs if isinstance(one, Evaluation))
 
 
+def _not_played(outcomes: Iterable[_Outcome], baselines: Sequence[Evaluation], plan: Plan) -> dict[str, int]:
+    """Who misses episodes -> how many; what several trainings share is told of the first."""
+    found: dict[Step | str, tuple[str, int]] = {}
+    for one in outcomes:
+        for step, outputs in one.outputs.items():
+            failed = sum(len(made.failed) for made in outputs if isinstance(made, Collected))
+            found.setdefault(step, (f"{one.trial.name}, {step.stage}", failed))
+        if one.evaluation is not None:
+            step = one.trial.steps["evaluate"]
+            asked = one.trial.config.evaluate.seeds.count
+            found[step] = (f"{one.trial.name}, evaluate", asked - len(one.evaluation.seeds))
+    for e in baselines:
+        found[e.label] = (e.label, plan.first.config.evaluate.seeds.count - len(e.seeds))
+    return {name: failed for name, failed in found.values() if failed > 0}
+
+
 def _worlds(plan: Plan) -> str:
     judged, asked = plan.first.config.evaluate, plan.config.evaluate
     last = judged.seeds.start + judged.seeds.count - 1
@@ -364,7 +409,7 @@ def _worlds(plan: Plan) -> str:
     )
 
 
-def _notes(config: SweepConfig, rows: Sequence[Result]) -> list[str]:
+def _notes(config: SweepConfig, rows: Sequence[Result], not_played: Mapping[str, int]) -> list[str]:
     notes = []
     differences = {row.name: row.difference for row in rows if row.difference is not None}
     if differences and not any(d.shown for d in differences.values()):
@@ -378,7 +423,7 @@ def _notes(config: SweepConfig, rows: Sequence[Result]) -> list[str]:
             )
         )
         notes.append(f"These differences are noise: no run is shown to differ from {rows[0].name}.{needed}")
-    if config.repeats.count == 1 and differences:
+    if differences and all(row.of == 1 for row in rows):
         notes.append(
             "One training per run: the intervals tell of the worlds alone. Another training of the same run may differ "
             "as much; `repeats` tells how much."
@@ -386,4 +431,7 @@ def _notes(config: SweepConfig, rows: Sequence[Result]) -> list[str]:
     if any(row.state in ("failed", "partly") for row in rows):
         broken = [row.name for row in rows if row.state in ("failed", "partly")]
         notes.append(f"Not all was done: {', '.join(broken)}. The same command tries again what failed.")
+    if not_played:
+        told = "; ".join(f"{name}: {count:,}" for name, count in not_played.items())
+        notes.append(f"Episodes that failed are missing ({told}). The numbers are of those that were played.")
     return notes

@@ -263,6 +263,20 @@ def test_a_suite_says_what_is_played_and_a_table_pools_what_was(models, capsys, 
     assert capsys.readouterr().out.count(" − random |") == 3
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--set", "policy_config.max_llm_calls=5"], "policy_config.max_llm_calls"),
+        (["--set", "policy.config.max_turns=5"], "policy.config.max_turns"),
+        (["--metadata-sql", "select seed from tasks"], "--metadata-sql"),
+        (["--max-turns", "5"], "--max-turns"),
+    ],
+)
+def test_nothing_beside_a_suite_changes_what_is_played(words, named, capsys):
+    assert main(["eval", "--suite", "crafter-200", "--model", "crafter-random", *words]) == 2
+    assert f"leave out {named}" in capsys.readouterr().err
+
+
 def test_the_suites_are_listed(capsys):
     assert main(["eval", "--suites"]) == 0
     listed = capsys.readouterr().out

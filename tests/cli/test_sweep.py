@@ -42,6 +42,7 @@ def test_a_dry_run_shows_rows_and_steps_and_writes_nothing(file, tmp_path, capsy
         (["lora-rnak", "--dry-run"], "known: "),
         (["test.toml", "--only", "max_steps=3"], "did you mean"),
         (["test.toml", "--parallel", "0"], "at least 1"),
+        (["test.toml", "--report-only", "--only", "max_steps=1"], "leave out --only"),
         (["test.toml", "--set", "grid.sft.max_steps=[0]"], "max_steps=0"),
     ],
 )

@@ -181,6 +181,8 @@ def test_a_suite_stands_for_what_it_says_and_keys_beside_it_win():
     plain = NightlyConfig.model_validate({"max_env_steps": 200, "seeds": {"start": 1_000_000, "count": 8}})
     assert named.conditions() == plain.conditions(), "a baseline without the name is comparable"
     assert NightlyConfig.model_validate(named.model_dump(mode="json")) == named
+    fewer = NightlyConfig.model_validate({"suite": "crafter-200", "seeds": {"count": 50}})
+    assert (fewer.seeds.start, fewer.seeds.count) == (1_000_000, 50), "of the suite's worlds"
     math = NightlyConfig.model_validate({"suite": "math-hard", "policy": {"temperature": 0.5}})
     assert (math.environment, math.env_config["level"], math.seeds.count) == ("math", "hard", 200)
     assert (math.policy.history, math.policy.temperature) == (0, 0.5)

@@ -9,8 +9,8 @@ import pytest
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import evaluate
-from crafter_pipeline.evaluation.pool import Stored, compare_rows, pool, read_stored
-from crafter_pipeline.evaluation.statistics import paired
+from crafter_pipeline.evaluation.pool import Stored, compare_rows, pool, read_stored, require_row
+from crafter_pipeline.evaluation.statistics import paired, wilson
 from crafter_pipeline.report.evaluation_table import tables_markdown
 
 NAMES = tuple("abcd")
@@ -37,6 +37,9 @@ def test_training_runs_of_one_label_are_one_row():
     low, high = rl.crafter_score_ci95
     assert low <= rl.crafter_score <= high
     assert rl.success_rates["d"] == (5, 8)
+    assert random.success_ci95("a") == wilson(2, 4)
+    low, high = rl.success_ci95("d")
+    assert low <= 0.25 and high == 1.0, "the runs unlock it in 25 and 100 % of the worlds"
     (pair,) = compare_rows([random, rl])
     assert (pair.a, pair.b, pair.delta) == ("random", "rl", pytest.approx(27 / 8 - 0.5))
 
@@ -67,7 +70,8 @@ def test_single_runs_are_compared_as_evaluations_are():
     (other,) = compare_rows(rows, against="rl")
     assert (other.a, other.b, other.delta) == ("rl", "sft", -pair.delta)
     with pytest.raises(DataError, match="No row is called 'sftt'; did you mean 'sft'"):
-        compare_rows(rows, against="sftt")
+        require_row("sftt", rows)
+    assert compare_rows(rows[:1], against="rl") == [], "a table of another limit may lack it"
 
 
 def test_what_cannot_stand_in_one_table_is_refused():

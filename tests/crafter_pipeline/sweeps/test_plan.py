@@ -60,7 +60,9 @@ def test_the_sweeps_that_documents_name_are_there():
 
 
 def test_a_grid_is_every_combination_and_runs_multiply_it():
-    made = plan(grid={"sft": {"max_steps": [1, 2]}, "rl.seed": [5]}, runs=[{"name": "a"}, {"name": "b"}])
+    made = plan(
+        grid={"sft": {"max_steps": [1, 2]}, "rl.seed": [5]}, runs=[{"name": "a"}, {"name": "b", "set": {"sft.seed": 9}}]
+    )
     names = [row.name for row in made.rows]
     assert names == [f"{run} max_steps={n} seed=5" for run in "ab" for n in (1, 2)]
     assert [row.trials[0].config.sft.max_steps for row in made.rows] == [1, 2, 1, 2]
@@ -76,19 +78,19 @@ def test_equal_beginnings_are_one_step_and_other_configs_are_others():
             {"name": "dagger", "stages": ["sft", "dagger"]},
             {"name": "judged-otherwise", "set": {"evaluate.policy.temperature": 0.5}},
             {"name": "filtered", "set": {"filter": {"min_unique": 3, "turns": {"drop_noops": True}}}},
-            {"name": "spread", "set": {"collect.concurrency": 3}},
         ],
     )
-    start, taught, judged, filtered, spread = (folders(made, i) for i in range(5))
+    start, taught, judged, filtered = (folders(made, i) for i in range(4))
     assert start["sft"] == taught["sft"] == judged["sft"] and list(taught) == [
         "collect", "filter", "sft", "dagger", "evaluate"
     ]  # fmt: skip
     assert start["evaluate"] != judged["evaluate"] != taught["evaluate"]
     assert start["collect"] == filtered["collect"] and start["filter"] != filtered["filter"]
     assert start["sft"] != filtered["sft"], "other rows make another model"
-    assert spread == start, "how episodes are spread decides nothing"
+    spread = plan(common={"dagger": dagger, "collect": {"concurrency": 3}}, runs=[{"name": "start"}])
+    assert folders(spread, 0) == start, "how episodes are spread decides nothing"
     assert made.rows[3].filter == ("models=crafter-expert", "min_unique=3", "turns.drop_noops=true")
-    assert [len(trials) for step, trials in made.shares.items() if step.stage == "collect"] == [5]
+    assert [len(trials) for step, trials in made.shares.items() if step.stage == "collect"] == [4]
 
 
 def test_repeats_change_the_seeds_of_what_is_trained_and_share_the_rest():
@@ -98,6 +100,16 @@ def test_repeats_change_the_seeds_of_what_is_trained_and_share_the_rest():
     first, second = rl.trials
     assert (first.name, second.name) == ("a", "a#2")
     assert first.steps["sft"] == second.steps["sft"] and first.steps["rl"] != second.steps["rl"]
+    start = {"name": "start", "stages": ["sft"]}
+    both = plan(runs=[start, {"name": "a"}], stages=["sft", "rl"], repeats={"count": 2, "keys": ["rl.seed"]})
+    assert [t.name for t in both.trials] == ["start", "a", "a#2"], "no seed of start changes: it is trained once"
+
+
+def test_models_may_be_judged_on_further_worlds_in_the_same_folder():
+    suites = [{"suite": "crafter-50", "split": "dev"}, {"suite": "crafter-full", "seeds": 5}]
+    dev, full = (plan(runs=[{"name": "a"}], evaluate=suite) for suite in suites)
+    assert dev.digest == full.digest and folders(dev, 0)["evaluate"] != folders(full, 0)["evaluate"]
+    assert plan(runs=[{"name": "a", "set": {"sft.seed": 4}}]).digest != dev.digest
 
 
 def test_the_worlds_are_those_of_a_suite():
@@ -127,6 +139,11 @@ def test_the_worlds_are_those_of_a_suite():
         ({"runs": [{"name": "a"}], "evaluate": {"suite": "crafter-201"}}, ["'crafter-201'", "crafter-200"]),
         ({"runs": [{"name": "a"}], "evaluate": {"split": "dev"}}, ["evaluate.split", "suite"]),
         ({"grid": {"backend.port": [0, 7]}}, ["backend", "share"]),
+        ({"grid": {"rl.kl": [0.0, 0.1]}}, ["'kl=0.0' and 'kl=0.1' are one training", "no stage of sft reads rl.kl"]),
+        ({"runs": [{"name": "a"}, {"name": "b"}]}, ["'a' and 'b' are one training: they say the same"]),
+        ({"runs": [{"name": "a"}], "repeats": {"count": 2, "keys": ["sft.max_steps"]}}, ["no training seed"]),
+        ({"runs": [{"name": "a"}], "common": {"baselines": ["mlp"]}}, ["baselines", "at the top of the file"]),
+        ({"runs": [{"name": "a", "set": {"promotion.pairs": 3}}]}, ["promotion.pairs", "promotes nobody"]),
         ({"runs": [{"name": "a", "stages": ["rl"]}], "baselines": ["mlp"]}, ["mlp", "no stage sft"]),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from crafter_pipeline.config import SweepConfig, parse_config
 from crafter_pipeline.contracts import Compute
 from crafter_pipeline.evaluation import Evaluation
+from crafter_pipeline.report.sweep import render_sweep, sweep_markdown
 from crafter_pipeline.runs import plain
 from crafter_pipeline.sweeps import FILES, Plan, keep_failure, place, plan_sweep, results_of, write_results
 from crafter_pipeline.sweeps.preview import preview
@@ -72,7 +73,7 @@ def test_a_real_difference_is_shown_with_its_cost(store):
     made = plan()
     store(made, 0, [n % 3 for n in range(20)])
     folder = store(made, 1, [n % 3 + 2 for n in range(20)], cpu_seconds=60.0)
-    results = results_of(made, folder, "again")
+    results = results_of(made, folder)
     first, second = results.rows
     assert first.quality and second.quality and second.difference and first.cost and second.cost
     assert first.difference is None and second.difference.delta == pytest.approx(2.0)
@@ -93,7 +94,7 @@ def test_noise_is_called_noise_with_the_worlds_that_it_would_take(store):
     made = plan()
     store(made, 0, [1, 2, 3, 4] * 5)
     folder = store(made, 1, [2, 1, 4, 3] * 4 + [2, 2, 4, 3])
-    results = results_of(made, folder, "again")
+    results = results_of(made, folder)
     difference = results.rows[1].difference
     assert difference and not difference.shown and difference.worlds_needed and difference.worlds_needed > 1000
     assert "These differences are noise" in results.notes[0] and f"{difference.worlds_needed:,}" in results.notes[0]
@@ -102,10 +103,10 @@ def test_noise_is_called_noise_with_the_worlds_that_it_would_take(store):
 
 def test_several_trainings_widen_the_interval(store):
     one, several = plan(), plan(repeats=2)
-    narrow = results_of(one, store(one, 0, [3, 3, 3, 4] * 5), "").rows[0].quality
+    narrow = results_of(one, store(one, 0, [3, 3, 3, 4] * 5)).rows[0].quality
     store(several, 0, [3, 3, 3, 4] * 5)
     folder = store(several, 1, [6, 6, 6, 7] * 5)
-    row = results_of(several, folder, "").rows[0]
+    row = results_of(several, folder).rows[0]
     assert (row.trainings, row.of, row.state) == (2, 2, "done") and narrow and row.quality
     assert row.quality.achievements == pytest.approx(4.75)
     assert row.quality.ci95[1] - row.quality.ci95[0] > 5 * (narrow.ci95[1] - narrow.ci95[0])
@@ -115,7 +116,7 @@ def test_every_file_says_the_same(store, read_page):
     made = plan()
     store(made, 0, [n % 3 for n in range(20)])
     folder = store(made, 1, [n % 3 + 2 for n in range(20)])
-    results = results_of(made, folder, "crafter-pipeline sweep test")
+    results = results_of(made, folder)
     write_results(results, folder)
     assert {path.name for path in folder.iterdir() if path.is_file()} == set(FILES)
     for table in (pl.read_csv(folder / "results.csv"), pl.read_parquet(folder / "results.parquet")):
@@ -132,21 +133,41 @@ def test_every_file_says_the_same(store, read_page):
 
 
 def test_what_failed_and_what_was_not_run_are_rows(store):
-    made = plan(runs=[{"name": "first"}, {"name": "broken"}, {"name": "later", "set": {"sft.max_steps": 9}}])
+    broken, later = {"name": "broken", "set": {"sft.seed": 3}}, {"name": "later", "set": {"sft.max_steps": 9}}
+    made = plan(runs=[{"name": "first"}, broken, later])
     folder = store(made, 0, [1] * 8)
-    keep_failure(folder, made.trials[1], "no room")
-    made_again = plan(
-        runs=[
-            {"name": "first"},
-            {"name": "broken", "set": {"sft.seed": 3}},
-            {"name": "later", "set": {"sft.max_steps": 9}},
-        ]
-    )
-    rows = results_of(made_again, folder, "").rows
-    assert [row.state for row in rows] == ["done", "failed", "not run"]
-    assert rows[1].errors == {"broken": "no room"}
-    keep_failure(folder, made.trials[1], None)
-    assert results_of(made_again, folder, "").rows[1].state == "not run"
+    keep_failure(folder, "broken", "no room")
+    results = results_of(made, folder)
+    assert [row.state for row in results.rows] == ["done", "failed", "not run"]
+    assert results.rows[1].errors == results.failed == {"broken": "no room"} and not results.complete
+    keep_failure(folder, "broken", None)
+    assert results_of(made, folder).rows[1].state == "not run"
+
+
+def test_a_baseline_that_failed_and_episodes_that_are_missing_are_told(store):
+    made = plan(baselines=["random"], common={"evaluate": {"seeds": {"count": 20}, "bootstrap": 500}})
+    folder = store(made, 0, [1] * 20)
+    keep_failure(folder, made.baseline("random").stage, "no answer")
+    results = results_of(made, store(made, 1, [2] * 17))
+    assert results.baseline_errors == {"random": "no answer"}
+    assert results.not_played == {"second, evaluate": 3} and not results.complete
+    assert results.notes[-1].startswith("Episodes that failed are missing (second, evaluate: 3).")
+    assert "- random: no answer" in sweep_markdown(results) and "random: no answer" in render_sweep(results)
+
+
+def test_of_several_trainings_no_number_of_worlds_is_promised(store):
+    made = plan(repeats=2)
+    for trial, counts in enumerate(([1, 2, 3, 4], [3, 3, 4, 6], [2, 2, 3, 3], [2, 3, 3, 5])):
+        folder = store(made, trial, counts * 5)
+    difference = results_of(made, folder).rows[1].difference
+    assert difference and difference.delta and difference.worlds_needed is None
+
+
+def test_few_worlds_are_never_promised_to_be_enough(store):
+    made = plan()
+    store(made, 0, [1, 1, 2, 2])
+    difference = results_of(made, store(made, 1, [4, 5, 6, 5])).rows[1].difference
+    assert difference and difference.worlds_needed == 6 and not difference.shown
 
 
 def test_a_preview_tells_what_is_shared_and_what_is_done(store, tmp_path):
