@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 
+from crafter_pipeline.errors import ConfigError
+
 CHAMPION = "champion"
 """The name that moves from model to model."""
 
@@ -42,12 +44,15 @@ def is_student(name: str) -> bool:
 
 def student_size(name: str) -> tuple[int, int] | None:
     """(hidden units, layers) of a student that is made here, untrained: `crafter-tiny`, or another size as in
-    `crafter-tiny-128x3`; None: no such name. Hidden units go by 32, up to 512; layers up to 12."""
+    `crafter-tiny-128x3`; None: no such name. ConfigError for a size that is not made: hidden units go by 32, up to 512;
+    layers up to 12."""
     found = _STUDENT.fullmatch(name)
     if found is None:
         return None
     hidden, layers = (int(found[1]), int(found[2])) if found[1] else _USUAL_SIZE
-    return (hidden, layers) if hidden in range(32, 513, 32) and layers in range(1, 13) else None
+    if hidden not in range(32, 513, 32) or layers not in range(1, 13):
+        raise ConfigError(f"{name}: hidden units are 32, 64, … 512 and layers 1 to 12, as in {TINY}-128x3.")
+    return hidden, layers
 
 
 def is_mlp(name: str) -> bool:

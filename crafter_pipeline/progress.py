@@ -1,6 +1,7 @@
 """How a run says where it is. The flows tell one listener: the log (which Prefect keeps), and with `run` a display too.
 
-The listener is the process's, not a thread's: Prefect runs tasks in pool threads, and a run has one display.
+The listener is the process's, not a thread's: Prefect runs tasks in pool threads, and a run has one display. Of runs
+side by side each has its own, by its context, which Prefect hands on to those threads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 log = logging.getLogger("crafter_pipeline")
@@ -122,11 +124,22 @@ class Both:
 
 
 _listener: Progress = LogProgress()
+_own: ContextVar[Progress | None] = ContextVar("progress", default=None)
 
 
 def progress() -> Progress:
-    """The listener of this process."""
-    return _listener
+    """The listener of this context, else of this process."""
+    return _own.get() or _listener
+
+
+@contextmanager
+def apart(listener: Progress) -> Iterator[None]:
+    """Let `listener` alone hear what is done in this context until the block ends."""
+    token = _own.set(listener)
+    try:
+        yield
+    finally:
+        _own.reset(token)
 
 
 @contextmanager

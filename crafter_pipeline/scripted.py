@@ -56,6 +56,10 @@ class CrafterPlayer:
         self._last = view, decision
         return decision
 
+    def corrected(self, action: str) -> None:
+        """Tell which action was done instead of the last answer's, so that the map stays true."""
+        self._expert.corrected(action)
+
 
 class MathPlayer:
     """The exact solver of generated problems, with its working as thinking."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from pathlib import Path
 from threading import Lock
@@ -15,7 +16,8 @@ from crafter_pipeline.errors import PipelineError
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.files import held
 from crafter_pipeline.links import working_in
-from crafter_pipeline.progress import progress
+from crafter_pipeline.progress import apart, progress
+from crafter_pipeline.progress_lines import Lines
 from crafter_pipeline.promotion import random_player
 from crafter_pipeline.report.text import interval, number
 from crafter_pipeline.runs import Run, explain, numbered_folder
@@ -93,13 +95,22 @@ def sweep(
 
 def play_all(trials: Sequence[Trial], bench: Bench, parallel: int) -> None:
     """Each trial, so many at once. What fails is kept in the folder; a service that is gone ends all."""
+    tell = progress().note
+
+    def judge(trial: Trial) -> None:
+        def say(line: str) -> None:
+            tell(f"{trial.name}: {line}")
+
+        with apart(Lines(say)) if parallel > 1 else nullcontext():
+            bench.judge(trial, say)
+
     if parallel == 1:
         for trial in trials:
-            bench.judge(trial)
+            judge(trial)
         return
     pool = ThreadPoolExecutor(parallel, thread_name_prefix="sweep")
     try:
-        for future in [pool.submit(copy_context().run, bench.judge, trial) for trial in trials]:
+        for future in [pool.submit(copy_context().run, judge, trial) for trial in trials]:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)
@@ -120,19 +131,19 @@ class Bench:
             "patience_seconds": plan.first.config.backend.patience_seconds,
         }
 
-    def judge(self, trial: Trial) -> None:
+    def judge(self, trial: Trial, say: Callable[[str], None]) -> None:
         """Train and evaluate a trial, and remember whether it failed."""
-        progress().note(f"{trial.name}: {' → '.join(trial.steps)}")
+        say(" → ".join(trial.steps))
         try:
             made = self._evaluated(trial)
         except ServiceGone:
             raise
         except PipelineError as e:
             keep_failure(self._folder, trial.name, explain(e))
-            progress().note(f"{trial.name} failed: {e}")
+            say(f"failed: {e}")
             return
         keep_failure(self._folder, trial.name, None)
-        progress().note(f"{trial.name}: {number(made.mean_achievements, 2)} {interval(made.ci95, 2)} achievements")
+        say(f"{number(made.mean_achievements, 2)} {interval(made.ci95, 2)} achievements")
 
     def baseline(self, label: Baseline) -> None:
         """Evaluate somebody who is to be compared with the runs; a failure costs that row alone."""

@@ -12,7 +12,7 @@ from fastapi import HTTPException
 
 from crafter_pipeline.config import RlConfig
 from crafter_pipeline.errors import ConfigError
-from crafter_pipeline.model_names import is_mlp
+from crafter_pipeline.model_names import is_mlp, student_size
 from crafter_pipeline.tokens import TINY
 from train_app.answers import error_body, iso
 from train_app.builtin import builtin_models
@@ -69,6 +69,7 @@ class Backend:
             raise ConfigError(f"There is no trained model {name!r}. See GET /api/learning/models.")
         if name in builtin_models():
             raise ConfigError(f"{name} is a script without weights; take {TINY}, a folder or a hub name.")
+        student_size(name)  # ConfigError where it is none that can be made
         return name
 
     def language_model(self, name: str) -> str:

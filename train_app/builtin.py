@@ -99,8 +99,13 @@ class WeakExpertModel(ExpertModel):
     def decide(self, body: Mapping[str, Any]) -> Decision:
         """The expert's reason, and its action or a random one. NoObservation when the messages hold none."""
         decision = super().decide(body)
-        errs, action = divmod(drawn(body, view_of(messages_of(body)).step) % (10 * len(ACTIONS)), len(ACTIONS))
-        return Decision(ACTIONS[action], decision.thought) if errs < ERRORS_IN_TEN else decision
+        errs, index = divmod(drawn(body, view_of(messages_of(body)).step) % (10 * len(ACTIONS)), len(ACTIONS))
+        if errs >= ERRORS_IN_TEN:
+            return decision
+        action = ACTIONS[index]
+        with self._lock:
+            self._conversation(conversation_of(body)).player.corrected(action)  # else it would lose its way
+        return Decision(action, decision.thought)
 
 
 class RandomModel:

@@ -27,7 +27,9 @@ from train_app.forward_size import ForwardLimit, activation_bytes, checkpoints_a
 from train_app.jobs import JobFilter, JobStore
 from train_app.machine import Machine, find_machine
 from train_app.model_shapes import Shape, shape_of
+from train_app.slots import machine_cores
 from train_app.specs import RlSpec, SftSpec
+from train_app.worker_group import cpu_processes
 
 RUNTIME_BYTES = {"cpu": 750 << 20, "mps": 750 << 20, "cuda": 700 << 20}
 """Python with torch, transformers and TRL loaded (measured on CPU); on CUDA the context and its workspaces."""
@@ -439,7 +441,18 @@ def _sft_memory(config: SftConfig, shape: Shape, machine: Machine, rows: Rows) -
     packed = config.batching == "packing"
     tokens = round(micro * (rows.mean_tokens if packed else longest))
     scored = round(micro * min(rows.trained_tokens * longest / max(rows.mean_tokens, 1), longest))
-    return _memory(config, shape, machine, tokens, scored)
+    memory = _memory(config, shape, machine, tokens, scored)
+    # Several processes split the rows, so that activations and logits are those of one.
+    processes = _processes(config, machine)
+    each = {name: getattr(memory, name) * processes for name in ("weights", "gradients", "optimizer", "runtime")}
+    return replace(memory, **each)
+
+
+def _processes(config: SftConfig, machine: Machine) -> int:
+    """Of a job that has this machine's cores to itself."""
+    if machine.device != "cpu":
+        return 1
+    return cpu_processes(config.base_model, config.model_dump(mode="json"), machine_cores())
 
 
 def _rl_memory(config: RlConfig, shape: Shape, machine: Machine, play: Play) -> Memory:

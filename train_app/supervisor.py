@@ -21,12 +21,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from crafter_pipeline.model_names import is_mlp, is_tiny
-from crafter_pipeline.processes import PARENT_VARIABLE, free_port, stop_process, tail_of
+from crafter_pipeline.model_names import is_mlp
+from crafter_pipeline.processes import tail_of
 from train_app.checkpoints import checkpoints_folder, remove_half_written, whole_checkpoints
 from train_app.endings import ending, oom_kills, probable_cause
 from train_app.jobs import Job, JobFilter, JobStore, Status, job_folder, model_folder
 from train_app.slots import Slot, SlotPool, find_slots, job_environment, machine_cores
+from train_app.worker_group import WorkerGroup, cpu_processes
 
 RESTARTS = 2
 POLL_SECONDS = 0.5
@@ -34,8 +35,8 @@ SILENT_SECONDS = 120.0
 GRACE_SECONDS = 6.0
 LINGER_SECONDS = 60.0
 """A worker may take so long to leave once its job has ended."""
-STEPS_WORTH_PROCESSES, MOST_PROCESSES = 300, 4
-"""A further process takes seconds to start; a process with fewer than eight rows waits more than it computes."""
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+"""For a process per core: a GPU that the slots do not know of is not to be trained on by all of them."""
 
 log = logging.getLogger(__name__)
 WorkerCommand = Callable[[Job, Path], Sequence[str]]
@@ -61,46 +62,20 @@ def missing_package(base_model: str) -> str | None:
     )
 
 
-def cpu_processes(job: Job, cores: int) -> int:
-    """Processes of an SFT job on a CPU: for a student that is made here one per core, each with a part of every batch.
-
-    Its matrices are too small for threads: 17,000 tokens/s with one as with two, 25,000 to 40,000 with two processes.
-    """
-    config = job.spec.get("config") or {}
-    if job.kind != "sft" or not is_tiny(job.base_model) or (config.get("max_steps") or 0) < STEPS_WORTH_PROCESSES:
+def worker_processes(job: Job, slots: SlotPool) -> int:
+    """Processes of a job's worker. SFT has one per GPU that it asks for; RL has its further GPUs for sampling."""
+    if job.kind == "sft" and slots_of(job) > 1:
+        return slots_of(job)
+    if slots.gpus or job.kind != "sft":
         return 1
-    on_cpu = config.get("device") == "cpu" or (config.get("device") == "auto" and sys.platform != "darwin")
-    rows = int(config["batch_size"]) // int(config.get("micro_batch_size") or 1)
-    return next(n for n in range(min(cores, MOST_PROCESSES), 0, -1) if rows % n == 0) if on_cpu else 1
+    return cpu_processes(job.base_model, job.spec.get("config") or {}, max(1, machine_cores() // slots.count))
 
 
-def worker_command(job: Job, data_dir: Path, cores: int = 1) -> list[str]:
-    """The real worker: `python -m train_app.workers.<sft|rl|mlp> --data-dir DIR --job JOB --attempt N`.
-
-    SFT on several GPUs is a process per GPU, by `accelerate launch`; RL has its further GPUs for sampling.
-
-    Args:
-        cores: Of the CPU, for this job, where there is no GPU.
-    """
-    worker = ["-m", f"train_app.workers.{'mlp' if is_mlp(job.base_model) else job.kind}"]
+def worker_command(job: Job, data_dir: Path) -> list[str]:
+    """The real worker: `python -m train_app.workers.<sft|rl|mlp> --data-dir DIR --job JOB --attempt N`."""
+    worker = f"train_app.workers.{'mlp' if is_mlp(job.base_model) else job.kind}"
     options = ["--data-dir", str(data_dir), "--job", job.id, "--attempt", str(job.attempts)]
-    gpus, processes = slots_of(job), cpu_processes(job, cores)
-    if job.kind == "sft" and gpus > 1:
-        launch = [
-            *("-m", "accelerate.commands.launch"),
-            *("--multi_gpu", "--num_processes", str(gpus), "--num_machines", "1"),
-            *("--mixed_precision", "no", "--dynamo_backend", "no"),  # the worker decides both itself
-            *("--main_process_port", str(free_port())),
-        ]
-    elif processes > 1:
-        launch = [
-            *("-m", "torch.distributed.run"),
-            *("--nproc-per-node", str(processes), "--nnodes", "1"),
-            *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
-        ]
-    else:
-        launch = []
-    return [sys.executable, *launch, *worker, *options]
+    return [sys.executable, "-m", worker, *options]
 
 
 class Supervisor:
@@ -217,7 +192,8 @@ class Supervisor:
             if now.cancel_requested:
                 self._end(job, "cancelled")
                 return
-            words = tail_of(log_file, since=said)  # of this worker, not of those before it
+            lines = 15 * worker_processes(job, self.slots)
+            words = tail_of(log_file, lines, since=said)  # of this worker, not of those before it
             remove_half_written(checkpoints_folder(folder))  # room, where the disk is full
             reached = self._newest_step(job)
             fruitless = 0 if reached > step else fruitless + 1
@@ -240,41 +216,26 @@ class Supervisor:
     def _run_worker(self, job: Job, slots: Sequence[Slot], log_file: Path) -> int | None:
         """Start a worker and wait for its end. Returns its exit code, or None when it was stopped from here."""
         job = self._store.begin_attempt(job.id)
-        cores = 1 if self.slots.gpus else machine_cores() // self.slots.count
-        command = list(
-            self._command(job, self._data_dir) if self._command else worker_command(job, self._data_dir, cores)
-        )
+        command = list((self._command or worker_command)(job, self._data_dir))
+        processes = worker_processes(job, self.slots)
+        environment = job_environment(slots, self.slots.count)
+        if processes > 1 and not self.slots.gpus:
+            environment |= NO_GPU
         with log_file.open("ab") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, PARENT_VARIABLE: str(os.getpid()), **job_environment(slots, self.slots.count)},
-                start_new_session=True,
-            )
+            worker = WorkerGroup(command, processes, output=output, environment=environment)
         try:
-            self._store.set_pid(job.id, job.attempts, process.pid)
-            facts = {"attempt": job.attempts, "pid": process.pid, "slots": [s.index for s in slots]}
+            self._store.set_pid(job.id, job.attempts, worker.pid)
+            facts = {"attempt": job.attempts, "pid": worker.pid, "slots": [s.index for s in slots]}
             gpus = [s.gpu for s in slots if s.gpu is not None]
             where = f"GPU {', '.join(gpus)}" if gpus else f"slot {', '.join(str(s.index) for s in slots)}"
             message = f"worker {job.attempts} on {where}, log {log_file}"
             self._store.add_event(job.id, "job.worker.started", message, facts | {"gpus": gpus})
-            while not self._ended(process):
+            while (code := worker.wait(self._poll_seconds, self._grace_seconds)) is None:
                 if self._stopping.is_set() or self._gone_wrong(job.id):
-                    stop_process(process, self._grace_seconds)
                     return None
-            return process.returncode
+            return code
         finally:
-            stop_process(process, self._grace_seconds)
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)  # what the worker started and did not end
-
-    def _ended(self, process: subprocess.Popen[bytes]) -> bool:
-        """Whether the worker has ended; waits for it until the next look is due."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(self._poll_seconds)
-        return process.returncode is not None
+            worker.stop(self._grace_seconds)
 
     def _gone_wrong(self, job_id: str) -> bool:
         job, now = self._store.get(job_id), time.time()

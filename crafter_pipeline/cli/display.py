@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,13 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from crafter_pipeline.progress import Progress, in_words, report_to
+from crafter_pipeline.progress import Progress, report_to
+from crafter_pipeline.progress_lines import MARKS, Lines, step_in_words
 from crafter_pipeline.report import RunReport, summary_rows, verdict
 from crafter_pipeline.report.text import duration, interval, signed
 from crafter_pipeline.runs import Run
-
-MARKS = {"completed": "done", "cached": "done before", "failed": "failed", "cancelled": "stopped"}
-PLAIN_EVERY_SECONDS = 10.0
 
 
 @contextmanager
@@ -29,10 +27,15 @@ def display(run: Run, *, to_stderr: bool = False) -> Iterator[Progress]:
     console = Console(stderr=to_stderr)
     console.print(f"Run {run.id}, files in {run.folder}", highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        yield PlainDisplay(console)
+        yield lines_on(console)
         return
     with _bars(console) as bars:
         yield BarDisplay(bars)
+
+
+def lines_on(console: Console) -> Lines:
+    """Progress as lines of a console that is no terminal."""
+    return Lines(partial(console.print, highlight=False, markup=False, soft_wrap=True))
 
 
 @contextmanager
@@ -57,12 +60,6 @@ def _bars(console: Console, *, transient: bool = False) -> Bars:
         TextColumn("{task.fields[facts]}"),
     )
     return Bars(*columns, console=console, transient=transient, redirect_stdout=True, redirect_stderr=True)
-
-
-def _step(step: int, total: int, values: Mapping[str, float]) -> str:
-    """A training step in a few words; empty when it has none of the numbers that matter."""
-    words = in_words(values)
-    return f"step {step}{f' of {total}' if total else ''}: {words}" if words else ""
 
 
 class BarDisplay:
@@ -100,58 +97,12 @@ class BarDisplay:
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         with self._lock:
-            self._numbers = _step(step, self._total, values) or self._numbers
+            self._numbers = step_in_words(step, self._total, values) or self._numbers
             if self._task is not None and self._numbers:
                 self._bars.update(self._task, facts=self._numbers)
 
     def note(self, text: str) -> None:
         self._bars.console.print(text, highlight=False, markup=False)
-
-
-class PlainDisplay:
-    """A line per stage, and one every ten seconds in between."""
-
-    def __init__(self, console: Console) -> None:
-        self._console, self._lock = console, threading.Lock()
-        self._stage, self._done, self._total, self._unit = "", 0, 0, ""
-        self._numbers, self._said = "", 0.0
-
-    def stage(self, name: str, state: str, seconds: float = 0.0) -> None:
-        with self._lock:
-            self._stage, self._done, self._total = name, 0, 0
-            if state == "started":
-                self._numbers = ""
-            took = f" in {duration(seconds)}" if state == "completed" else ""
-            numbers = f" ({self._numbers})" if state == "completed" and self._numbers else ""
-            self._say(f"{name}: {MARKS.get(state, state)}{took}{numbers}")
-
-    def expect(self, total: int, unit: str) -> None:
-        with self._lock:
-            self._done, self._total, self._unit = 0, total, unit
-
-    def advance(self, count: int = 1) -> None:
-        with self._lock:
-            self._done += count
-            if not self._numbers:
-                self._now_and_then(f"{self._stage}: {self._done} of {self._total} {self._unit}")
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        with self._lock:
-            if line := _step(step, self._total, values):
-                self._numbers = line
-                self._now_and_then(f"{self._stage}: {line}")
-
-    def note(self, text: str) -> None:
-        with self._lock:
-            self._say(text)
-
-    def _now_and_then(self, line: str) -> None:
-        if time.monotonic() - self._said > PLAIN_EVERY_SECONDS:
-            self._say(line)
-
-    def _say(self, line: str) -> None:
-        self._said = time.monotonic()
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_summary(report: RunReport, folder: Path) -> None:

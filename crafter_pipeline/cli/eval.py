@@ -230,11 +230,11 @@ def _shown() -> Iterator[None]:
     """A bar on a terminal, a line now and then elsewhere; both on stderr."""
     from rich.console import Console
 
-    from crafter_pipeline.cli.display import PlainDisplay, stage_bar
+    from crafter_pipeline.cli.display import lines_on, stage_bar
     from crafter_pipeline.progress import progress, report_to
 
     where = Console(file=sys.stderr)
-    with stage_bar(where, "evaluate"), nullcontext() if where.is_terminal else report_to(PlainDisplay(where)):
+    with stage_bar(where, "evaluate"), nullcontext() if where.is_terminal else report_to(lines_on(where)):
         if not where.is_terminal:
             progress().stage("evaluate", "started")
         yield

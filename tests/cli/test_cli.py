@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from crafter_pipeline.cli import main
-from crafter_pipeline.cli.display import PlainDisplay
+from crafter_pipeline.cli.display import lines_on
 from crafter_pipeline.errors import INTERRUPTED
 from crafter_pipeline.processes import listen
 from crafter_pipeline.report import RunReport, write_report
@@ -109,7 +109,7 @@ def _run_id(capsys, *options: str) -> str:
 
 
 def test_a_training_step_is_shown_whole(capsys):
-    display = PlainDisplay(Console(file=sys.stdout))
+    display = lines_on(Console(file=sys.stdout))
     display.stage("submit-rl", "started")
     display.expect(15, "steps")
     display.metrics(6, {"rl.achievements": 6.81, "rl.rows": 3000.0, "rl.loss": -0.08})

@@ -15,6 +15,8 @@ import pytest
 import flows.sweep
 from crafter_pipeline.dataset.manifest import DatasetManifest, Part, manifest_path, read_manifest
 from crafter_pipeline.errors import JobFailed
+from crafter_pipeline.progress import report_to
+from crafter_pipeline.progress_lines import Lines
 from crafter_pipeline.services import Addresses, ServiceGone
 from crafter_pipeline.sweeps import FILES
 from flows.sweep import sweep
@@ -148,7 +150,11 @@ def test_a_failed_run_is_a_row_and_is_tried_again(world, monkeypatch):
 
 def test_some_runs_alone_several_at_once(world):
     task_app, backend, root = world
-    folder = Path(sweep(Path("test.toml"), only=["long", "rewarded"], parallel=2))
+    said: list[str] = []
+    with report_to(Lines(said.append)):
+        folder = Path(sweep(Path("test.toml"), only=["long", "rewarded"], parallel=2))
+    told = {line for line in said if "evaluate: done in" in line}
+    assert len(told) == 2 and {line.split(":")[0] for line in told} == {"long", "rewarded"}, "each has its own lines"
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [row["state"] for row in rows] == ["not run", "done", "not run", "done"]
     assert rows[3]["difference"] is None, "the row to compare with is not there"

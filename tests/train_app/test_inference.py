@@ -7,6 +7,7 @@ import pytest
 
 from crafter_pipeline.expert import ACTIONS
 from crafter_pipeline.game import Game, render_text
+from crafter_pipeline.scripted import CrafterPlayer
 from train_app.builtin import ExpertModel, WeakExpertModel
 from train_app.inference_proxy import InferenceProxy
 from train_app.jobs import Model
@@ -62,12 +63,13 @@ def test_equal_runs_get_equal_random_actions(make_service):
 
 
 def test_the_weak_teacher_errs_in_three_turns_of_ten_and_its_reasons_stay():
-    game, expert, weak = Game(seed=3), ExpertModel(), WeakExpertModel()
+    game, expert, weak = Game(seed=3), CrafterPlayer(), WeakExpertModel()
     did, meant, equal_reasons = [], [], 0
     for _ in range(200):
         body = make_body(render_text(game.observe(), "sparse"))
-        right, played = expert.decide(body), weak.decide(body)
+        right, played = expert.decide(body["messages"]), weak.decide(body)
         assert played == weak.decide(body)  # sent again
+        expert.corrected(played.action)  # both know what was done, and where they are
         did.append(played.action)
         meant.append(right.action)
         equal_reasons += played.thought == right.thought

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,9 @@ from train_app.supervisor import (
     end_left_over,
     missing_package,
     worker_command,
+    worker_processes,
 )
+from train_app.worker_group import cpu_processes
 
 FAKE_WORKER = Path(__file__).parents[1] / "standins" / "fake_worker.py"
 ONE_SLOT = (Slot(0, None),)
@@ -202,7 +204,7 @@ def test_slots_are_the_gpus_that_the_driver_names(monkeypatch, tmp_path, answer,
     assert [slot.gpu for slot in find_slots(count)] == gpus
 
 
-def test_the_command_names_the_attempt_and_launches_a_process_per_gpu(tmp_path):
+def test_the_command_names_the_attempt_and_sft_has_a_process_per_gpu(tmp_path):
     store = JobStore.in_folder(tmp_path)
     one, two, rl = (
         store.begin_attempt(store.create_job(kind, "b", {"config": {"gpus": gpus}}).id)
@@ -212,9 +214,9 @@ def test_the_command_names_the_attempt_and_launches_a_process_per_gpu(tmp_path):
     assert worker_command(one, tmp_path)[1:] == [
         *("-m", "train_app.workers.sft", "--data-dir", str(tmp_path), "--job", one.id, "--attempt", "1")
     ]
-    launched = worker_command(two, tmp_path)
-    assert launched[2] == "accelerate.commands.launch" and launched[launched.index("--num_processes") + 1] == "2"
     assert worker_command(rl, tmp_path)[2] == "train_app.workers.rl"
+    gpus = SlotPool([Slot(n, str(n)) for n in range(2)])
+    assert [worker_processes(job, gpus) for job in (one, two, rl)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(
@@ -232,17 +234,19 @@ def test_the_command_names_the_attempt_and_launches_a_process_per_gpu(tmp_path):
         ("HuggingFaceTB/SmolLM2-135M-Instruct", {}, 2, 1),
     ],
 )
-def test_a_tiny_student_is_trained_by_a_process_per_core(tmp_path, base, config, cores, count):
+def test_a_tiny_student_is_trained_by_a_process_per_core(base, config, cores, count):
     """Unless it is over at once, or the rows cannot be split; larger models have use for threads."""
     config = {"batch_size": 32, "micro_batch_size": None, "max_steps": 1000, "device": "auto", "gpus": 1} | config
-    store = JobStore.in_folder(tmp_path)
-    job = store.begin_attempt(store.create_job("sft", base, {"config": config}).id)
-    store.close()
-    command = worker_command(job, tmp_path, cores)
-    if count == 1:
-        assert command[2] == "train_app.workers.sft"
-    else:
-        assert command[2] == "torch.distributed.run" and command[command.index("--nproc-per-node") + 1] == str(count)
+    assert cpu_processes(base, config, cores) == count
+
+
+def test_more_slots_than_cores_leave_a_job_its_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("train_app.supervisor.machine_cores", lambda: 2)
+    config = {"batch_size": 32, "max_steps": 1000, "device": "auto", "gpus": 1}
+    with closing(JobStore.in_folder(tmp_path)) as store:
+        sft, rl = (store.create_job(kind, "crafter-tiny", {"config": config}) for kind in ("sft", "rl"))
+    one, four = (SlotPool([Slot(n, None) for n in range(count)]) for count in (1, 4))
+    assert [worker_processes(sft, one), worker_processes(rl, one), worker_processes(sft, four)] == [2, 1, 1]
 
 
 def test_a_job_left_running_goes_on_when_the_api_is_back(make_service, create_sft, wait_for):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from crafter_pipeline.errors import PipelineError
-from crafter_pipeline.processes import PARENT_VARIABLE, exit_with_parent
+from crafter_pipeline.processes import exit_with_parent
 from crafter_pipeline.settings import load_settings, reveal
 from train_app.accounting import Meter
 from train_app.adapters import is_adapter
@@ -156,8 +156,6 @@ def main(argv: Sequence[str], kind: str, run: Callable[[WorkerJob], None]) -> in
     parser.add_argument("--job", required=True)
     parser.add_argument("--attempt", type=int, required=True, help="which of the job's workers this is")
     options = parser.parse_args(argv)
-    if "LOCAL_RANK" in os.environ:  # one of several: the launcher is the parent
-        os.environ[PARENT_VARIABLE] = str(os.getppid())
     exit_with_parent()
     job = WorkerJob(JobStore.in_folder(options.data_dir), options.data_dir, options.job, options.attempt)
     try:
@@ -200,7 +198,8 @@ def _heartbeat(job: WorkerJob) -> Iterator[None]:
     def beat() -> None:
         while not stop.wait(HEARTBEAT_SECONDS):
             try:
-                job.lease.heartbeat()
+                if job.leads:  # whose silence tells; the others could hide it
+                    job.lease.heartbeat()
                 job.tell_compute()
             except LeaseLost:
                 if not job.published:  # else it is closing what it has open

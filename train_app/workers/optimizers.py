@@ -7,7 +7,7 @@ CPU without bf16 that is over ten times slower, so the matrices here keep their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +73,7 @@ class MuonAndAdamW(Optimizer):
         super().__init__(trained, {})
         self._parts: tuple[Optimizer, Optimizer] = (
             Muon(matrices, lr, weight_decay),
-            AdamW(rest, lr, betas=betas, weight_decay=weight_decay),
+            AdamW(_decayed(rest, weight_decay), lr, betas=betas),
         )
         self._share_groups()
 
@@ -92,6 +92,12 @@ class MuonAndAdamW(Optimizer):
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
+
+
+def _decayed(parameters: Sequence[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's groups as transformers makes them: norms and biases do not decay."""
+    decaying, others = ([p for p in parameters if (p.ndim > 1) is many] for many in (True, False))
+    return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _ends(model: torch.nn.Module) -> list[torch.nn.Module]:

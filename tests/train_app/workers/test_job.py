@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import subprocess
 from contextlib import closing
 from functools import partial
 
@@ -24,6 +22,7 @@ from train_app.jobs import JobStore, model_folder  # noqa: E402
 from train_app.leases import LeaseLost  # noqa: E402
 from train_app.specs import SftSpec  # noqa: E402
 from train_app.supervisor import worker_command  # noqa: E402
+from train_app.worker_group import WorkerGroup  # noqa: E402
 from train_app.workers import job as worker_job  # noqa: E402
 from train_app.workers.checkpoints import write_model  # noqa: E402
 from train_app.workers.reporter import Reporter, last_metrics  # noqa: E402
@@ -163,10 +162,19 @@ def test_two_workers_never_write_into_one_folder(job, monkeypatch):
     assert "Another process writes" in job.store.get(job.id).error
 
 
+def run_worker(job, data_dir, processes):
+    """A job's worker, from its start to its end."""
+    with (data_dir / "worker.log").open("wb") as output:
+        worker = WorkerGroup(worker_command(job, data_dir), processes, output=output, environment={})
+    try:
+        assert worker.wait(250, 1) == 0, (data_dir / "worker.log").read_text()[-2000:]
+    finally:
+        worker.stop(1)
+
+
 @pytest.mark.slow
-def test_a_process_per_core_ends_in_the_weights_of_one_process(tmp_path, monkeypatch):
+def test_a_process_per_core_ends_in_the_weights_of_one_process(tmp_path):
     """But for the order in which numbers are added."""
-    monkeypatch.setattr("train_app.supervisor.STEPS_WORTH_PROCESSES", 1)
     words = ("tree", "water", "stone", "cow", "grass", "iron", "coal", "sand")
     rows = [
         {"messages": [{"role": "user", "content": f"{word}@1,{n}"}, {"role": "assistant", "content": "do"}]}
@@ -178,12 +186,10 @@ def test_a_process_per_core_ends_in_the_weights_of_one_process(tmp_path, monkeyp
     spec = SftSpec(config=config, training_file=str(tmp_path / "d.jsonl"), training_file_sha256="sha")
     weights = []
     with closing(JobStore.in_folder(tmp_path)) as store:
-        for cores in (1, 2):
+        for processes in (1, 2):
             made = store.create_job("sft", "crafter-tiny", spec.model_dump(mode="json"))
             store.claim(made.id)
-            command = worker_command(store.begin_attempt(made.id), tmp_path, cores)
-            run = subprocess.run(command, capture_output=True, text=True, timeout=250)
-            assert run.returncode == 0, run.stderr[-2000:]
+            run_worker(store.begin_attempt(made.id), tmp_path, processes)
             weights.append(load_file(model_folder(tmp_path, made.id) / "model.safetensors"))
         assert len(store.models()) == 2
     for name, one in weights[0].items():
@@ -200,10 +206,7 @@ def test_two_processes_train_one_job_and_tell_once(tmp_path):
     with closing(JobStore.in_folder(tmp_path)) as store:
         made = store.create_job("sft", "crafter-tiny", spec.model_dump(mode="json"))
         store.claim(made.id)
-        command = worker_command(store.begin_attempt(made.id), tmp_path)
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment)
-        assert run.returncode == 0, run.stderr[-2000:]
+        run_worker(store.begin_attempt(made.id), tmp_path, processes=2)
         assert store.get(made.id).status == "succeeded" and len(store.models()) == 1
         told = [e.data["step"] for e in store.events(made.id, types=("sft.progress",))]
         assert told == sorted(set(told)) and told[-1] == 3

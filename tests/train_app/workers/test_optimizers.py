@@ -35,11 +35,13 @@ def test_singular_values_of_a_step_end_near_one():
 
 def test_matrices_of_the_blocks_go_to_muon_and_the_rest_to_adamw():
     model, _ = make_tiny(0)
-    muon, adamw = make_optimizer(model).param_groups
+    muon, adamw, undecayed = MuonAndAdamW(model, lr=0.01, betas=(0.9, 0.98), weight_decay=0.1).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert all("layers" in names[id(p)] and p.ndim == 2 for p in muon["params"])
     assert "model.embed_tokens.weight" in {names[id(p)] for p in adamw["params"]}
-    assert len(muon["params"]) + len(adamw["params"]) == len(names)
+    assert [group["weight_decay"] for group in (muon, adamw, undecayed)] == [0.1, 0.1, 0.0]
+    assert all("norm" in names[id(p)] for p in undecayed["params"])
+    assert sum(len(group["params"]) for group in (muon, adamw, undecayed)) == len(names)
 
 
 def test_a_model_learns_and_a_resumed_one_learns_the_same():
@@ -62,4 +64,4 @@ def test_a_schedule_moves_both_learning_rates():
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     optimizer.step()
     schedule.step()
-    assert [group["lr"] for group in optimizer.param_groups] == [0.005, 0.005]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.005] * 3

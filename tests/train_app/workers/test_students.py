@@ -170,8 +170,10 @@ def test_a_student_of_another_size_is_named_by_it():
     model, _ = make_tiny(0, "crafter-tiny-128x3")
     assert (model.config.hidden_size, model.config.num_hidden_layers) == (128, 3)
     assert parameters_of("crafter-tiny-128x3") == sum(p.numel() for p in model.parameters())
-    for name in ("crafter-tiny-100x2", "crafter-tiny-128x0", "crafter-tiny-1024x2", "my-crafter-tiny-128x3"):
-        assert student_size(name) is None
+    assert student_size("my-crafter-tiny-128x3") is None
+    for name in ("crafter-tiny-100x2", "crafter-tiny-128x0", "crafter-tiny-1024x2"):
+        with pytest.raises(ConfigError, match=f"{name}: hidden units are 32, 64, … 512 and layers 1 to 12"):
+            student_size(name)
 
 
 def test_an_adapter_on_a_student_of_another_size_brings_its_base(save_adapter):

@@ -53,7 +53,7 @@ class EpochSampler(Sampler[int]):
         self._lengths, self._seed, self._group, self._epoch = lengths, seed, group, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch, also before the one in which it resumes."""
+        """Before each epoch, also before the one in which a job resumes: see `SetEpoch`."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -64,6 +64,19 @@ class EpochSampler(Sampler[int]):
         if self._group is None:
             return iter(torch.randperm(len(self._lengths), generator=draw).tolist())
         return iter(get_length_grouped_indices(self._lengths, self._group, generator=draw))
+
+
+class SetEpoch(TrainerCallback):
+    """Tells the order of its epoch. The trainer does so itself, but where several processes share the batches and one
+    resumes within an epoch, its call stops short of the sampler."""
+
+    def __init__(self, order: EpochSampler) -> None:
+        self._order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._order.set_epoch(int(state.epoch or 0))
 
 
 class AnswerTrainer(SFTTrainer):
@@ -282,6 +295,7 @@ def sft_trainer(
     else:
         collate = Padded(pad_id)
     ending = [] if validation is None else [ValidateAtTheEnd()]
+    order = EpochSampler(lengths, config.seed, config.batch_size if config.batching == "group_by_length" else None)
     with full_precision(model) as undo:
         trainer = AnswerTrainer(
             model=model,
@@ -290,11 +304,9 @@ def sft_trainer(
             validation=None if validation is None else _dataset(validation),
             processing_class=tokenizer,
             peft_config=peft_config,
-            callbacks=[*ending, *callbacks, MarkComplete()],
+            callbacks=[SetEpoch(order), *ending, *callbacks, MarkComplete()],
             collate=collate,
-            order=EpochSampler(
-                lengths, config.seed, config.batch_size if config.batching == "group_by_length" else None
-            ),
+            order=order,
             more_metrics=more_metrics,
             optimizer_cls_and_kwargs=_optimizer(config),
         )

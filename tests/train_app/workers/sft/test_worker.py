@@ -22,6 +22,7 @@ from crafter_pipeline.config.training import DevEpisodes  # noqa: E402
 from crafter_pipeline.errors import ConfigError, DataError  # noqa: E402
 from train_app.jobs import JobStore  # noqa: E402
 from train_app.specs import SftSpec  # noqa: E402
+from train_app.worker_group import WorkerGroup  # noqa: E402
 from train_app.workers.job import WorkerJob  # noqa: E402
 from train_app.workers.rollouts.dev_evaluation import DevScore  # noqa: E402
 from train_app.workers.sft import worker as sft  # noqa: E402
@@ -225,10 +226,16 @@ from test_trainer import make_rows
 from crafter_pipeline.config import SftConfig
 from train_app.workers.sft.trainer import sft_trainer
 from train_app.workers.students import make_tiny
+from transformers import TrainerCallback
 model, tokenizer = make_tiny(0)
-config = SftConfig(batch_size=8, max_steps=4, gpus={count}, device="cpu", eval_every=2)
-trainer = sft_trainer(model, tokenizer, make_rows(24), config, {out!r}, validation=make_rows(7, seed=3))
-trainer.train()
+config = SftConfig(batch_size=8, max_steps=8, gpus={count}, device="cpu", eval_every=2)
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == {stop_at}:
+            control.should_save = control.should_training_stop = True
+stop = [Stop()]
+trainer = sft_trainer(model, tokenizer, make_rows(24), config, {out!r}, stop, validation=make_rows(7, seed=3))
+trainer.train(resume_from_checkpoint={resume})
 if os.environ["RANK"] == "0":
     names = ("loss", "eval_loss", "num_tokens", "mean_token_accuracy")
     json.dump([[e[n] for n in names if n in e] for e in trainer.state.log_history], open({out!r} + ".json", "w"))
@@ -237,15 +244,25 @@ if os.environ["RANK"] == "0":
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_two_processes_train_what_one_does(tmp_path):
-    told = []
-    for count in (1, 2):
-        script, out = tmp_path / f"{count}.py", str(tmp_path / f"out{count}")
-        script.write_text(PROCESSES.format(here=str(HERE), count=count, out=out))
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        subprocess.run([*command, str(script)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        told.append(json.loads(Path(out + ".json").read_text()))
-    one, two = told
-    assert len(one) == len(two) > 4
-    for ours, theirs in zip(two, one, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
+def test_two_processes_train_what_one_does_also_when_they_resume_within_an_epoch(tmp_path):
+    """Three steps are an epoch; stopped is after the fifth."""
+
+    def train(name: str, count: int, stop_at: int = 0, resume: str | None = None) -> list[list[float]]:
+        script, out = tmp_path / f"{name}.py", str(tmp_path / name)
+        script.write_text(PROCESSES.format(here=str(HERE), count=count, out=out, stop_at=stop_at, resume=repr(resume)))
+        with (tmp_path / "log").open("wb") as log:
+            environment = {"OMP_NUM_THREADS": "1", "RANK": "0"}  # the rank of one alone
+            group = WorkerGroup([sys.executable, str(script)], count, output=log, environment=environment)
+        try:
+            assert group.wait(250, 1) == 0, (tmp_path / "log").read_text()[-2000:]
+        finally:
+            group.stop(1)
+        return json.loads(Path(out + ".json").read_text())
+
+    one, two = train("one", 1), train("two", 2)
+    assert len(one) == len(two) > 8
+    train("stopped", 2, stop_at=5)
+    resumed = train("resumed", 2, resume=str(tmp_path / "stopped" / "checkpoint-5"))
+    for others in (two, resumed):
+        for ours, theirs in zip(others, one, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
