@@ -10,6 +10,7 @@ from crafter_pipeline.config.base import FEWEST_SEEDS, HELD_OUT_SEEDS_START, See
 from crafter_pipeline.config.play import SPREAD, EvaluateConfig
 from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.files import safe_name
+from crafter_pipeline.tables import merged
 
 
 class NightlyConfig(EvaluateConfig):
@@ -43,12 +44,7 @@ class NightlyConfig(EvaluateConfig):
             "seeds": suite.seeds.model_dump(),
         }
         said["policy"] = dict(suite.policy or suite.own_policy)
-        tables = {
-            key: {**table, **data[key]}
-            for key, table in said.items()
-            if isinstance(table, dict) and isinstance(data.get(key), dict)
-        }
-        return {**said, **data, **tables}
+        return merged(said, data)
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:

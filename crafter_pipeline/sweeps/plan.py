@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from math import ceil
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -248,10 +249,10 @@ def _row(config: SweepConfig, tables: Tables, name: str, run: _Variation, source
     if "dagger" in run.stages and not resolved.dagger.rounds:
         raise ConfigError(f"{source}: dagger is one of its stages, and dagger.rounds is 0; set common.dagger.rounds.")
     changing = config.repeats.keys or tuple(SEED_KEYS.values())
-    seeds_of = {SEED_KEYS[stage]: _seed(resolved, stage) for stage in run.stages if SEED_KEYS[stage] in changing}
+    keys = [SEED_KEYS[stage] for stage in run.stages if SEED_KEYS[stage] in changing]
     trials = []
-    for repeat in range(config.repeats.count if seeds_of else 1):
-        seeds = nested({key: seed + repeat for key, seed in seeds_of.items()})
+    for repeat in range(config.repeats.count if keys else 1):
+        seeds = nested({key: attrgetter(key)(resolved) + repeat for key in keys})
         one = parse_config(PipelineConfig, merged(tables, seeds), source)
         judged = _judged(one.evaluate, config.evaluate, source)
         trials.append(Trial(name, repeat, one.model_copy(update={"evaluate": judged}), run.stages))
@@ -283,11 +284,6 @@ def _refuse_other_services(rows: tuple[Row, ...], source: str) -> None:
         for part in ("task_app", "backend", "environment"):
             if getattr(row.trials[0].config, part) != getattr(first, part):
                 raise ConfigError(f"{source}, run {row.name}: {part}: all runs share one task app and one backend.")
-
-
-def _seed(config: PipelineConfig, stage: Training) -> int:
-    """The training seed of a stage."""
-    return {"sft": config.sft.seed, "dagger": config.dagger.sft.seed, "rl": config.rl.seed}[stage]
 
 
 def _judged(config: EvaluateConfig, asked: SweepEvaluation, source: str) -> EvaluateConfig:
