@@ -112,8 +112,8 @@ def play_all(trials: Sequence[Trial], bench: Bench, parallel: int) -> None:
     try:
         for future in [pool.submit(copy_context().run, judge, trial) for trial in trials]:
             future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    finally:  # after a stop, what still runs ends with the services that it works with; to wait may take minutes
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Bench:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import polars as pl
 import pytest
@@ -19,7 +24,7 @@ from crafter_pipeline.progress import report_to
 from crafter_pipeline.progress_lines import Lines
 from crafter_pipeline.services import Addresses, ServiceGone
 from crafter_pipeline.sweeps import FILES
-from flows.sweep import sweep
+from flows.sweep import play_all, sweep
 from tests.standins.orchestration import FakeBackend, FakeTaskApp, standins
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -159,6 +164,27 @@ def test_some_runs_alone_several_at_once(world):
     assert [row["state"] for row in rows] == ["not run", "done", "not run", "done"]
     assert rows[3]["difference"] is None, "the row to compare with is not there"
     assert Counter(r.training_session_id for r in task_app.requests)["collect"] == 3
+
+
+def test_a_stop_does_not_wait_for_the_runs_that_are_busy():
+    busy, over = Event(), Event()
+
+    def judge(trial, say):
+        busy.set()
+        over.wait(30)
+
+    def stop():
+        busy.wait(10)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=stop).start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            play_all([SimpleNamespace(name=name) for name in "abc"], SimpleNamespace(judge=judge), 2)
+        assert time.monotonic() - started < 15
+    finally:
+        over.set()
 
 
 def test_a_service_that_is_gone_ends_the_sweep(world, monkeypatch):
