@@ -340,7 +340,9 @@ class RlConfig(TrainingConfig):
     kl: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence from the start model, in the loss."""
     max_staleness: int = Field(default=0, ge=0)
-    """Samples whose weights are older than this many versions are dropped."""
+    """0: an iteration is played by the weights that train on it. From 1 on, the next one is played while this one is
+    trained, by weights one version older: quicker where sampler and trainer leave each other room. Samples of weights
+    older than this many versions are dropped."""
     max_samples: int | None = Field(default=None, ge=1)
     """Turns trained per batch, those with the largest advantages; unset: all."""
     temperature: float = Field(default=1.0, gt=0, le=2)
@@ -369,6 +371,11 @@ class RlConfig(TrainingConfig):
     """For distillation: a model with the student's tokenizer, by any of its names."""
     teacher_url: str | None = Field(default=None, pattern=r"^https?://[^/]")
     """Where the teacher answers with log-probabilities of prompts (vLLM does); unset: the worker loads it."""
+
+    @property
+    def plays_ahead(self) -> bool:
+        """Whether rollouts and updates overlap."""
+        return self.max_staleness > 0
 
     @property
     def last_seed(self) -> int:

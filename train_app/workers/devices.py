@@ -22,7 +22,7 @@ from crafter_pipeline.errors import ConfigError
 from crafter_pipeline.files import write_whole
 from train_app.slots import SLOTS_VARIABLE, machine_cores
 
-Role = Literal["trainer", "inference"]
+Role = Literal["trainer", "trainer beside its sampler", "inference"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MAX_TRAINER_THREADS, MAX_INFERENCE_THREADS = 16, 4
 SMALL_MODEL = 50_000_000
@@ -112,12 +112,15 @@ def refuse_four_bit_on_mps(hardware: Hardware) -> None:
 def threads_for(role: Role) -> int:
     """How a worker's cores are split between who trains and who samples.
 
-    A trainer takes all of them while it updates. An engine takes a half, 4 at most: its matrices are a row per request,
-    and with two threads on two cores a busy neighbour made single requests ten times slower (484 to 43 tokens/s).
+    A trainer takes all of them while it updates, or a half beside the sampler of the next rollouts. An engine takes a
+    half, 4 at most: its matrices are a row per request, and with two threads on two cores a busy neighbour made single
+    requests ten times slower (484 to 43 tokens/s).
     """
     cores = cpu_cores()
     if role == "trainer":
         return max(1, min(cores, MAX_TRAINER_THREADS))
+    if role == "trainer beside its sampler":
+        return max(1, min(cores // 2, MAX_TRAINER_THREADS))
     return max(1, min(cores // 2, MAX_INFERENCE_THREADS))
 
 

@@ -70,9 +70,11 @@ class UpdateMetrics:
     Args:
         rules: Of the loss.
         rows: How many are trained.
+        sampled_by_these: Whether the sampler had the weights with which the iteration begins.
     """
 
-    def __init__(self, rules: Rules, rows: int) -> None:
+    def __init__(self, rules: Rules, rows: int, *, sampled_by_these: bool = True) -> None:
+        self._sampled_by_these = sampled_by_these
         self._rules = rules
         self._sums: dict[str, float] = {}
         self._tokens = 0
@@ -97,7 +99,7 @@ class UpdateMetrics:
         log_ratio_NC = (logp_NC - inputs["old_per_token_logps"]) * mask_NC
         # Before the first step of an iteration trainer and sampler have equal weights. What differs now is not the
         # policy: it is the two computations, and no clipping has hidden it yet.
-        if minibatch == 0:
+        if minibatch == 0 and self._sampled_by_these:
             difference_NC = log_ratio_NC.abs()
             self._first_sum += float(difference_NC.sum())
             self._first_max = max(self._first_max, float(difference_NC.max()))

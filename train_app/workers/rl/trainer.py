@@ -18,6 +18,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +71,7 @@ class World:
     """What lies outside the trainer. Iterations count from 0."""
 
     play: Callable[[int], Played]
-    """The iteration's rollouts, by the published weights."""
+    """The iteration's rollouts, by the published weights. Called from another thread where it is played ahead."""
     publish: Callable[[torch.nn.Module, int], None] = lambda model, version: None
     """Hand the trained model's weights to the sampler, under a version."""
     evaluate: Callable[[int, torch.nn.Module], None] | None = None
@@ -103,6 +104,8 @@ class TurnTrainer(GRPOTrainer):
         self._minibatches: list[list[Slice]] = []
         self._batch: Batch | None = None
         self._played = Played([])
+        self._players = ThreadPoolExecutor(1, "rollouts-ahead")
+        self._ahead: Future[Played] | None = None
         self._update = UpdateMetrics(self._rules, 0)
         self._sync_ms = 0.0
         self._warned = False
@@ -138,12 +141,17 @@ class TurnTrainer(GRPOTrainer):
 
     def begin_iteration(self, iteration: int) -> None:
         """Weights to the sampler, rollouts, rows, minibatches."""
-        with self._clock.during("weight_sync"):
-            started = time.monotonic()
-            self._world.publish(self.trained, iteration)
-            self._sync_ms = 1000 * (time.monotonic() - started)
-        with self._clock.during("rollout"):
-            self._played = self._world.play(iteration)
+        if self._ahead is None:
+            self._publish(iteration)
+            with self._clock.during("rollout"):
+                self._played = self._world.play(iteration)
+        else:
+            with self._clock.during("rollout"):
+                self._played = self._ahead.result()
+            self._publish(iteration)
+        self._ahead = None
+        if self._config.plays_ahead and iteration + 1 < self._config.iterations:
+            self._ahead = self._players.submit(self._world.play, iteration + 1)
         self._clock.enter("update")
         self._batch = batch_of(self._played.groups, self._config, iteration, self._world.teacher)
         if not self._batch.rows and self._world.teacher is None and not self._warned:
@@ -156,9 +164,16 @@ class TurnTrainer(GRPOTrainer):
             )
         seed = f"{self._config.seed}:{iteration}"
         self._minibatches = minibatches_of(self._batch.rows, self._config.minibatches, self._pad_id, seed, self._limit)
-        self._update = UpdateMetrics(self._rules, len(self._batch.rows))
+        by_these_weights = all(row.sample.version == iteration for row in self._batch.rows)
+        self._update = UpdateMetrics(self._rules, len(self._batch.rows), sampled_by_these=by_these_weights)
         if self._start is not None:
             self._add_start_logprobs(self._start)
+
+    def _publish(self, iteration: int) -> None:
+        with self._clock.during("weight_sync"):
+            started = time.monotonic()
+            self._world.publish(self.trained, iteration)
+            self._sync_ms = 1000 * (time.monotonic() - started)
 
     def _add_start_logprobs(self, start: StartWeights) -> None:
         self.trained.train()  # not eval: see without_dropout
@@ -230,6 +245,9 @@ class TurnTrainer(GRPOTrainer):
         self._world.watch(iteration, self._played)
         self._alarms.observe(iteration + 1, self._signs(told))
         if self._world.evaluate is not None and self._evaluates(iteration):
+            if self._ahead is not None:  # an evaluation publishes weights; a batch is sampled by one version
+                with self._clock.during("rollout"):
+                    wait([self._ahead])
             with self._clock.during("dev_evaluation"):
                 self._world.evaluate(iteration, self.trained)
         told |= shares(self._clock.cut())
@@ -318,7 +336,10 @@ class TurnTrainer(GRPOTrainer):
             for name, kept in self._kept.items():
                 kept.restore(json.loads(Path(checkpoint, f"{name}.json").read_text(encoding="utf-8")))
         if self.stopped is None:
-            self.train(resume_from_checkpoint=checkpoint)
+            try:
+                self.train(resume_from_checkpoint=checkpoint)
+            finally:  # a batch that nobody needs ends with its player
+                self._players.shutdown(wait=False)
         else:  # killed after an alarm had ended it
             self._load_from_checkpoint(str(checkpoint))
             self.state = TrainerState.load_from_json(f"{checkpoint}/trainer_state.json")

@@ -8,7 +8,7 @@ on-policy distillation, which takes its credit from a teacher. This module puts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,8 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
     spec, config = job.rl, job.rl.config
     source = job.weights_of(spec.source)
     trackers = tracker_arguments(config.report_to, job.id, job.folder)
+    if config.plays_ahead:
+        use_cpu_threads(threads_for("trainer beside its sampler"))
     hardware = settled(job.folder, config.device, config.dtype, parameters=parameters_of(source))
     job.event("job.device", hardware.why, **hardware.facts())
     job.meter.gpus = config.gpus if hardware.device.type == "cuda" else 0
@@ -68,7 +70,7 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
             event=job.event,
             kept={"tasks": tasks},
             samples=samples,
-            watch=unlocks_of(job),
+            watch=results_told(job, tasks),
         )
         trainer = rl_trainer(
             trainable,
@@ -94,23 +96,25 @@ def run(job: worker_job.WorkerJob, sampler_gpus: str = "") -> None:
 
 
 def rollouts_of(player: RolloutPlayer, tasks: TaskSource, config: RlConfig) -> Callable[[int], Played]:
-    """Draws the tasks of an iteration, plays them, and tells the curriculum how it went."""
+    """Draws the tasks of an iteration and plays them."""
+    share = nullcontext if config.plays_ahead else fewer_threads
 
     def play(iteration: int) -> Played:
         drawn = tasks.draw(iteration)
-        with fewer_threads():
+        with share():
             groups = player.play(iteration, drawn, config.group_size)
-        tasks.record(iteration, [[sum(rollout.turn_rewards) for rollout in group] for group in groups])
         return Played(groups, player.stats.metrics())
 
     return play
 
 
-def unlocks_of(job: worker_job.WorkerJob) -> Callable[[int, Played], None]:
-    """Tells how often each achievement was unlocked in an iteration's rollouts: for the heat map, not for the log."""
+def results_told(job: worker_job.WorkerJob, tasks: TaskSource) -> Callable[[int, Played], None]:
+    """Tells the curriculum what an iteration's rollouts earned, and the job how often each achievement was unlocked:
+    for the heat map, not for the log."""
     names, prefix = achievements_of(job.rl.environment), PREFIXES[job.rl.config.advantage == "distillation"]
 
     def tell(iteration: int, played: Played) -> None:
+        tasks.record(iteration, [[sum(rollout.turn_rewards) for rollout in group] for group in played.groups])
         unlocked = [frozenset(rollout.achievements) for group in played.groups for rollout in group]
         rates = success_metrics(unlocked, names) if unlocked else {}
         job.metrics(iteration + 1, {prefix + name: rate for name, rate in rates.items()})
@@ -160,12 +164,13 @@ def teacher_of(
 
 @contextmanager
 def fewer_threads() -> Iterator[None]:
-    """While rollouts are played, the other cores belong to the task app."""
+    """While rollouts are played and nothing is trained, the other cores belong to the task app."""
+    before = torch.get_num_threads()
     use_cpu_threads(threads_for("inference"))
     try:
         yield
     finally:
-        use_cpu_threads(threads_for("trainer"))
+        use_cpu_threads(before)
 
 
 def facts_of(config: RlConfig, hardware: Hardware) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,6 +163,7 @@ class RolloutPlayer:
         self.stats = BatchStats()
         """Of the last batch."""
         self._open = AsyncExitStack()
+        self._working: set[Future[Any]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -192,9 +194,11 @@ class RolloutPlayer:
         return self._call(self._evaluate(seeds, temperature, label))
 
     def close(self) -> None:
-        """Stop the gateway and the loop."""
+        """Stop what is played, the gateway and the loop."""
         if not self._thread.is_alive():
             return
+        for work in tuple(self._working):
+            work.cancel()
         self._call(self._open.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -202,7 +206,12 @@ class RolloutPlayer:
     # ------------------------------------------------------------------ in the loop
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        done = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._working.add(done)
+        try:
+            return done.result()
+        finally:
+            self._working.discard(done)
 
     async def _start(self) -> None:
         apps = TaskApps(self._episodes.task_app_urls, self._key, self._event, self._transport)

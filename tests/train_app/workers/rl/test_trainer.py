@@ -6,9 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import time  # noqa: E402
+from threading import Event  # noqa: E402
+
 import numpy as np  # noqa: E402
 
 from crafter_pipeline.config import DevSeeds, RlConfig  # noqa: E402
+from crafter_pipeline.errors import TaskAppError  # noqa: E402
 from tests.train_app.workers.rl.reference_loss import logprobs_of, reference_loss  # noqa: E402
 from train_app.curriculum import Task  # noqa: E402
 from train_app.samples import SampleWriter, list_samples, read_sample  # noqa: E402
@@ -233,6 +237,70 @@ def test_rl_makes_rewarded_answers_likelier_and_counts_its_iterations(tmp_path):
     trainer_of(tmp_path, [], model, World(play, lambda model, version: published.append(version))).train()
     assert played == published == [0, 1]
     assert gap() > before
+
+
+def by_version(version):
+    """Rollouts that weights of this version sampled."""
+    rewards = enumerate((0.0, 1.0))
+    return Played([[rollout([[20]], [[400 + k]], [r], index=k, version=version) for k, r in rewards]])
+
+
+@pytest.mark.parametrize("staleness, versions", [(0, [0, 1, 2]), (1, [0, 0, 1])])
+def test_rollouts_are_by_the_weights_of_their_iteration_or_where_they_are_played_ahead_of_the_one_before(
+    tmp_path, staleness, versions
+):
+    published, sampled_by = [], []
+
+    def play(iteration):
+        sampled_by.append(published[-1])
+        return by_version(published[-1])
+
+    world = World(play, lambda model, version: published.append(version))
+    trainer = trainer_of(tmp_path, [], None, world, iterations=3, max_staleness=staleness)
+    trainer.train()
+    assert (sampled_by, published) == (versions, [0, 1, 2])
+    told = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert [(entry["rows"], entry["stale_rows"]) for entry in told] == [(2, 0)] * 3
+    same = ["logprob_diff_max" in entry for entry in told]
+    assert same == [version == i for i, version in enumerate(versions)], "older weights are no difference of computing"
+
+
+def test_played_ahead_the_next_rollouts_begin_while_an_iteration_is_trained(tmp_path):
+    began = [Event(), Event()]
+
+    def play(iteration):
+        began[iteration].set()
+        return by_version(0)
+
+    def watch(iteration, played):
+        assert began[1].wait(20)
+
+    trainer_of(tmp_path, [], None, World(play, watch=watch), iterations=2, max_staleness=1).train()
+
+
+def test_an_evaluation_waits_for_the_rollouts_that_are_played_ahead(tmp_path):
+    over, evaluated = [], []
+
+    def play(iteration):
+        if iteration:
+            time.sleep(0.3)
+        over.append(iteration)
+        return by_version(max(0, iteration - 1))
+
+    world = World(play, evaluate=lambda iteration, model: evaluated.append(list(over)))
+    dev = DevSeeds(every=1, seeds=(900_000,))
+    trainer_of(tmp_path, [], None, world, iterations=3, max_staleness=1, dev=dev).train()
+    assert evaluated == [[0, 1], [0, 1, 2], [0, 1, 2]], "a batch is sampled by one version"
+
+
+def test_rollouts_that_fail_ahead_end_the_job_with_their_words(tmp_path):
+    def play(iteration):
+        if iteration:
+            raise TaskAppError("half of the rollouts failed")
+        return by_version(0)
+
+    with pytest.raises(TaskAppError, match="half of the rollouts"):
+        trainer_of(tmp_path, [], None, World(play), iterations=3, max_staleness=1).run()
 
 
 @pytest.mark.parametrize("kind", ["lora", "fft"])

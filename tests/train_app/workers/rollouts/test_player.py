@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import json
 import threading
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from urllib.parse import urlsplit
 
 import httpx
@@ -332,6 +332,30 @@ def test_rewards_that_do_not_fit_the_captured_calls_are_never_trained_on(player)
         one.play(0, [Task(1)], 2)
     assert "3 calls were captured of 1 turns" in next(iter(one.stats.failures))
     assert one.stats.mismatched == 4
+
+
+def test_closing_ends_what_is_played(player):
+    """A job that ends early leaves a batch that was played ahead."""
+    asked, ended = threading.Event(), []
+
+    class Slow(TaskApp):
+        async def play(self, body):
+            asked.set()
+            await asyncio.sleep(60)
+
+    one, _ = player(Slow(), group_size=2)
+
+    def play():
+        with pytest.raises(CancelledError):
+            one.play(0, [Task(1)], 2)
+        ended.append(True)
+
+    playing = threading.Thread(target=play)
+    playing.start()
+    assert asked.wait(20)
+    one.close()
+    playing.join(20)
+    assert ended
 
 
 def test_what_comes_late_from_an_earlier_attempt_is_nobodys(player):
