@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ POINTS_KEPT = 500
 """Per metric, evenly thinned: a curve needs no more."""
 BURST_SECONDS = 0.1
 """Steps that are told within it came together."""
+PACE_REPORTS = 40
+"""The latest: what a guess of the time left goes by."""
 
 
 class _Plain(BaseModel):
@@ -283,21 +286,19 @@ class _Listener:
 
 
 class _Pace:
-    """How long the rest of a job takes, if it goes on as it did while we listened."""
+    """How long the rest of a job takes, if it goes on as it did lately: a job that was resumed had a long pause."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
-        self._last = 0.0
+        self._lately: deque[tuple[int, float]] = deque(maxlen=PACE_REPORTS)
         self._settled = False
 
     def seconds_left(self, step: int, total: int, now: float) -> float | None:
         """None: not known yet. What came in one burst at the beginning was done before: it says nothing of the pace."""
-        self._settled = self._settled or (self._first is not None and now - self._last > BURST_SECONDS)
-        self._last = now
-        if self._first is None or not self._settled:
-            self._first = step, now
-            return None
-        since, started = self._first
+        self._settled = self._settled or (bool(self._lately) and now - self._lately[-1][1] > BURST_SECONDS)
+        if not self._settled:
+            self._lately.clear()
+        self._lately.append((step, now))
+        since, started = self._lately[0]
         if step <= since or total <= step:
             return None
         return (total - step) * (now - started) / (step - since)

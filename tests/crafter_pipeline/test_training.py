@@ -75,6 +75,16 @@ def test_the_pace_is_that_of_the_steps_we_saw(followed):
     assert "dev.reward" not in heard.steps[4][1]
 
 
+def test_a_pause_is_forgotten_by_the_pace(followed):
+    """A worker that was restarted prepares its rows again before it goes on from its checkpoint."""
+    started = event("sft.training.started", steps=1000)
+    loss = {"train.loss": 1.0}
+    steps = [part for step in range(20, 520, 10) for part in (1.0, (step, loss))]
+    heard, _ = followed(started, (10, loss), 600.0, *steps)
+    told = [values.get(ETA) for _, values in heard.steps]
+    assert told[1] > 10_000 and told[-1] == pytest.approx(49.0)
+
+
 def test_numbers_are_told_in_words():
     values = {"rl.reward": 1.23456, "dev.reward": 2.0, "rl.rows": 64.0, "rl.other": 3.0, ETA: 600.0}
     assert in_words(values) == "reward 1.235, rows 64, reward on dev seeds 2, about 10 min left"
