@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _COLUMNS = (
     "run",
     "achievements",
+    "each training",
     "Crafter score",
     "reward",
     "invalid answers",
@@ -46,7 +47,7 @@ def sweep_markdown(results: SweepResults, plot: bool = False) -> str:
     Args:
         plot: Whether plots stand in it, as images.
     """
-    header = [name for name in _COLUMNS if name != "GPU" or _used_gpus(results)]
+    header = _columns(results)
     rows = [[safe(cells[name]) for name in header] for cells in sweep_rows(results)]
     parts = [
         f"## Sweep {safe(results.name)}",
@@ -84,7 +85,7 @@ def render_sweep(results: SweepResults) -> str:
         results=results,
         when=datetime.fromtimestamp(results.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC"),
         trainings=_trainings(results),
-        columns=[name for name in _COLUMNS if name != "GPU" or _used_gpus(results)],
+        columns=_columns(results),
         rows=sweep_rows(results),
         means=figure("means", plots.range_bars(means, "achievements per episode"), _describe(results))
         if means
@@ -149,6 +150,7 @@ def _cells(row: Result, *, first: bool) -> dict[str, str]:
     return {
         "run": row.name,
         "achievements": f"{text.number(q.achievements, 2)} {text.interval(q.ci95, 2)}" if q else row.state,
+        "each training": ", ".join(text.number(mean, 2) for mean in q.each) if q else missing,
         "Crafter score": text.number(q.crafter_score) if q and q.crafter_score is not None else missing,
         "reward": text.number(q.reward, 2) if q else missing,
         "invalid answers": text.percent(q.invalid_answers) if q else missing,
@@ -187,8 +189,11 @@ def _trainings(results: SweepResults) -> str:
     return f"{results.repeats} trainings per run, with seeds of their own{but}."
 
 
-def _used_gpus(results: SweepResults) -> bool:
-    return any(row.cost is not None and row.cost.gpu_seconds for row in results.rows)
+def _columns(results: SweepResults) -> list[str]:
+    """Those that tell something here."""
+    used_gpus = any(row.cost is not None and row.cost.gpu_seconds for row in results.rows)
+    silent = {"GPU": not used_gpus, "each training": results.repeats == 1}
+    return [name for name in _COLUMNS if not silent.get(name)]
 
 
 def _means(results: SweepResults) -> dict[str, tuple[float, float, float]]:

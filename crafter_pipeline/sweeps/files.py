@@ -60,6 +60,7 @@ def _row(row: Result, varied: list[str]) -> dict[str, Any]:
         "achievements": q and q.achievements,
         "achievements_low": q and q.ci95[0],
         "achievements_high": q and q.ci95[1],
+        "achievements_each": q and " ".join(f"{mean:.4f}" for mean in q.each),
         "crafter_score": q and q.crafter_score,
         "reward": q and q.reward,
         "invalid_answers": q and q.invalid_answers,

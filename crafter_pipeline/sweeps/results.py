@@ -94,6 +94,8 @@ class Quality:
 
     achievements: float
     ci95: tuple[float, float]
+    each: tuple[float, ...]
+    """Achievements of every training that was judged, in the order of the training seeds."""
     crafter_score: float | None
     """0–100; None: the environment has one achievement."""
     reward: float
@@ -322,6 +324,7 @@ def _quality(name: str, evaluations: Sequence[Evaluation], bootstrap: int) -> Qu
     return Quality(
         achievements=played.mean_achievements,
         ci95=played.ci95,
+        each=tuple(e.mean_achievements for e in evaluations),
         crafter_score=played.crafter_score,
         reward=fmean(e.mean_reward for e in evaluations),
         invalid_answers=played.mean_of("invalid_share") or 0.0,

@@ -108,6 +108,9 @@ def test_several_trainings_widen_the_interval(store):
     folder = store(several, 1, [6, 6, 6, 7] * 5)
     row = results_of(several, folder).rows[0]
     assert (row.trainings, row.of, row.state) == (2, 2, "done") and narrow and row.quality
+    assert row.quality.each == (3.25, 6.25)
+    assert "| 3.25, 6.25 |" in sweep_markdown(results_of(several, folder))
+    assert "each training" not in sweep_markdown(results_of(one, folder)), "one alone is the row itself"
     assert row.quality.achievements == pytest.approx(4.75)
     assert row.quality.ci95[1] - row.quality.ci95[0] > 5 * (narrow.ci95[1] - narrow.ci95[0])
 
