@@ -43,8 +43,8 @@ PLANT_NEEDS = 315
 
 DOZE_HOURS = range(45, 110)
 """Env steps of the first day in which the zombies of the start are gone and those of the evening are not there yet."""
-DOZE_IF_LEFT = range(100, 260)
-"""Env steps left with which a nap in the open pays."""
+DOZE_IF_LEFT = 100
+"""Env steps that must be left for a nap in the open to pay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -457,14 +457,14 @@ class Goals:
                 self._propose(score, "shelter_for_nap", self.shelter.advance)
 
     def _may_doze(self, tired: int) -> bool:
-        """Under the open sky, when that costs a dozen steps and no zombie is about: only in an episode so short that
-        its night brings no sleep, and not in one so short that the dozen steps are dearer than the achievement.
+        """Under the open sky, when that costs a dozen steps and no zombie is about; not in an episode so short that the
+        dozen steps are dearer than the achievement.
         """
         memory = self.memory
         return (
             tired == 1
             and memory.step in DOZE_HOURS
-            and memory.steps_left in DOZE_IF_LEFT
+            and memory.steps_left >= DOZE_IF_LEFT
             and memory.inventory["health"] >= 8
             and not HOSTILE & set(memory.objects.values())
         )

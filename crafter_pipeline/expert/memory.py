@@ -50,6 +50,9 @@ STEPS_PER_POINT = {"food": 25, "drink": 20}
 """Env steps in which a point of it is used up, awake."""
 ENDURED = 40
 """Env steps without food or drink that a healthy player takes lightly: health falls by one in fifteen."""
+EARLY, PROVISIONS_FROM = 200, 180
+"""Env steps at the start that are for achievements alone: the first night's shelter waits until EARLY, water and food
+that are not needed before until PROVISIONS_FROM. What is unlocked by then no night takes away."""
 RECENT = 10
 
 
@@ -202,10 +205,19 @@ class Memory:
         """Env steps until the limit."""
         return self.max_steps - self.step
 
+    @property
+    def early(self) -> bool:
+        """Are we in the part of an episode that is for achievements alone?"""
+        return self.step < EARLY
+
     def suffices(self, vital: str) -> bool:
-        """Does the food or drink we have last until the limit, or so nearly that its lack cannot kill us?"""
+        """Does the food or drink we have last until the limit, or so nearly that its lack cannot kill us? Early in a
+        long episode: until it is time for provisions.
+        """
         endured = ENDURED if self.inventory["health"] >= 6 else 0
-        return self.steps_left <= self.inventory[vital] * STEPS_PER_POINT[vital] + endured
+        later = self.max_steps > EARLY and self.step < PROVISIONS_FROM
+        until = PROVISIONS_FROM if later else self.max_steps
+        return until - self.step <= self.inventory[vital] * STEPS_PER_POINT[vital] + endured
 
     @property
     def to_and_fro(self) -> bool:

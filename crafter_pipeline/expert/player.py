@@ -51,6 +51,8 @@ class _Situation:
     """A skeleton is near enough to shoot."""
     enclosed: bool
     outdoors: bool
+    settling: bool
+    """A night will be spent here, and not the end of the episode."""
     night: bool
     afternoon: bool
 
@@ -158,6 +160,7 @@ class Expert:
         memory, has = self._memory, self._memory.inventory
         hour, left, outdoors = memory.step % DAY, memory.steps_left, memory.outdoors()
         zombies = memory.zombies()
+        settling = left > 110 and not memory.early
         return _Situation(
             health=has["health"],
             food=has["food"],
@@ -172,7 +175,8 @@ class Expert:
             ),
             enclosed=memory.enclosed(),
             outdoors=outdoors,
-            night=hour in (NIGHT_OUTDOORS if outdoors else NIGHT_INDOORS) and left > 110,
+            settling=settling,
+            night=hour in (NIGHT_OUTDOORS if outdoors else NIGHT_INDOORS) and settling,
             afternoon=hour in AFTERNOON and left > 120,
         )
 
@@ -222,7 +226,7 @@ class Expert:
                 mode = Mode.SHELTER
         if mode is not Mode.SHELTER:
             tired_evening = (
-                now.hour in TIRED_EVENING and now.steps_left > 110 and min(now.drink, now.food) > 4 and now.energy <= 6
+                now.hour in TIRED_EVENING and now.settling and min(now.drink, now.food) > 4 and now.energy <= 6
             )
             weak = now.energy <= 5 or now.health <= 5
             if (now.energy <= 2 and now.steps_left > 40 and now.supplied) or (

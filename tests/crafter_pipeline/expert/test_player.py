@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from crafter_pipeline.expert import ACTIONS, THOUGHTS, Expert, parse
-from crafter_pipeline.expert.memory import SIDE, START, Memory
+from crafter_pipeline.expert.memory import EARLY, PROVISIONS_FROM, SIDE, START, Memory
 from crafter_pipeline.game import Game, render_text
 
 
@@ -62,6 +62,23 @@ def test_it_carries_what_it_needs_until_the_end_and_no_more():
     assert memory.suffices("food") and not memory.suffices("drink")
     memory.inventory["health"] = 9  # a healthy player endures some thirst
     assert memory.suffices("drink")
+
+
+def test_early_in_a_long_life_it_takes_what_it_can_get():
+    """Sixteen achievements before the first night; with water, food and a shelter for that night they were fourteen."""
+    early = []
+    for seed in range(6):
+        play(seed, 1_000, check=lambda game, _: early.append(len(game.unlocked)) if game.steps == EARLY else None)
+    assert len(early) == 6 and sum(early) / len(early) >= 15.5
+
+
+def test_it_provides_for_the_night_shortly_before_it():
+    memory = Memory()
+    memory.inventory, memory.max_steps = {"health": 5, "food": 2, "drink": 9}, 10_000
+    memory.step = PROVISIONS_FROM - 50
+    assert memory.suffices("food") and memory.suffices("drink")
+    memory.step = PROVISIONS_FROM
+    assert not memory.suffices("food") and not memory.suffices("drink")
 
 
 def test_walking_to_and_fro_is_noticed():
