@@ -14,14 +14,14 @@ from crafter_pipeline.traces.reader import read_rollouts
 
 
 def test_every_rollout_and_turn_is_a_row_with_types(tmp_path, make_db, play, sample_db):
-    path = make_db([play("a", task="collect_diamond"), play("b")])
+    path = make_db([play("a", task="collect_iron"), play("b")])
     exported = export_parquet([path, sample_db], tmp_path / "out")
     rollouts, turns = (pl.read_parquet(tmp_path / "out" / name) for name in ("rollouts.parquet", "turns.parquet"))
     assert (exported.rollouts, exported.turns) == (len(rollouts), len(turns)) == (5, 70)
     assert rollouts.schema == pl.Schema(ROLLOUT_SCHEMA) and turns.schema == pl.Schema(TURN_SCHEMA)
     first = next(read_rollouts(path))
     row = turns.row(0, named=True)
-    assert (row["session_id"], row["goal"], row["actions"]) == ("a", "collect_diamond", list(first.turns[0].actions))
+    assert (row["session_id"], row["goal"], row["actions"]) == ("a", "collect_iron", list(first.turns[0].actions))
     assert json.loads(row["messages"]) == list(first.turns[0].messages) and row["thinking"] == "so be it"
     assert row["started_at"].timestamp() == first.turns[0].started_at
     assert rollouts["session_id"].to_list()[:2] == ["a", "b"]

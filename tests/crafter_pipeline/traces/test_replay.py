@@ -14,7 +14,7 @@ from crafter_pipeline.traces.replay import replay
 
 @pytest.mark.parametrize("style", ["sparse", "compact", "rich", "synth"])
 @pytest.mark.parametrize(
-    "setup", [{}, {"difficulty": "hard"}, {"world": {"cow_initial_rate": 3.0}}, {"task": "collect_diamond"}]
+    "setup", [{}, {"difficulty": "hard"}, {"world": {"cow_initial_rate": 3.0}}, {"task": "collect_iron"}]
 )
 def test_what_was_played_comes_out_the_same(play, style, setup):
     result = replay(play(style=style, **setup))
