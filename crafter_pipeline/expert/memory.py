@@ -205,11 +205,6 @@ class Memory:
         """Env steps until the limit."""
         return self.max_steps - self.step
 
-    @property
-    def early(self) -> bool:
-        """Are we in the part of an episode that is for achievements alone?"""
-        return self.step < EARLY
-
     def suffices(self, vital: str) -> bool:
         """Does the food or drink we have last until the limit, or so nearly that its lack cannot kill us? Early in a
         long episode: until it is time for provisions.

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from .errands import DAY, Decision, Errands
 from .exploration import Exploration
 from .goals import Goals
-from .memory import DELTAS, RECENT, SIDE, Memory, distance
+from .memory import DELTAS, EARLY, RECENT, SIDE, Memory, distance
 from .parsing import View
 from .search import Search
 from .shelter import Shelter
@@ -160,7 +160,7 @@ class Expert:
         memory, has = self._memory, self._memory.inventory
         hour, left, outdoors = memory.step % DAY, memory.steps_left, memory.outdoors()
         zombies = memory.zombies()
-        settling = left > 110 and not memory.early
+        settling = left > 110 and memory.step >= EARLY
         return _Situation(
             health=has["health"],
             food=has["food"],
