@@ -42,6 +42,8 @@ WORDS = 8000
 """A vocabulary smaller than this consists of such words."""
 RL_MAX_TOKENS, RL_ANSWER_TOKENS = 512, 32
 """Of an answer, where its policy does not say: at most, and mostly."""
+RL_EPISODE_TURNS = 300
+"""Of a longer episode, mostly: a small student of Crafter dies in its first night."""
 GUESSED, REMEMBERED = 4.0, 1.5
 """A time is told from a range of this factor below to the same above."""
 
@@ -167,9 +169,9 @@ class Play:
     """What an RL job plays, as far as memory and time depend on it."""
 
     turns: int
-    """Per iteration, if no episode ends early."""
+    """Per iteration, where long episodes end early."""
     trained: int
-    """Of these."""
+    """Turns per iteration that can have to be trained on: none ends early."""
     in_flight: int
     """Rollouts at once."""
     prompt_tokens: int
@@ -195,14 +197,14 @@ def play_of(
 ) -> Play:
     """What a job plays with a model of this shape; arguments as in `plan_rl`."""
     episodes = config.groups_per_iteration * config.group_size
-    turns = episodes * min(max_turns or config.max_env_steps, config.max_env_steps)
+    limit = min(max_turns or config.max_env_steps, config.max_env_steps)
     dev = 0 if config.dev is None else len(config.dev.seeds)
     context = shape.context or 1 << 20
     answer = min(int(policy.get("max_tokens") or RL_MAX_TOKENS), context // 2)
     prompt = RL_WORD_PROMPT if shape.vocabulary < WORDS else RL_PROMPT
     return Play(
-        turns=turns,
-        trained=min(turns, config.max_samples or turns),
+        turns=episodes * min(limit, RL_EPISODE_TURNS),
+        trained=min(episodes * limit, config.max_samples or episodes * limit),
         in_flight=min(config.concurrency, max(episodes, dev)),
         prompt_tokens=min(prompt, context - answer),
         answer_tokens=answer,
@@ -234,7 +236,7 @@ def plan_rl(
         return None
     play = play_of(config, shape, policy or {}, max_turns, teacher)
     sampled = config.iterations * play.turns * play.usual_tokens
-    trained = config.iterations * play.trained * play.usual_tokens
+    trained = config.iterations * min(play.trained, play.turns) * play.usual_tokens
     steps = config.iterations * config.minibatches
     time = _time(config, shape, machine, trained, 0.1, steps, None)
     playing = 2 * shape.active_parameters * sampled / machine.flops

@@ -133,6 +133,13 @@ def test_rl_holds_a_second_copy_that_plays(qwen, tmp_path, monkeypatch):
         refuse_what_cannot_fit(JobStore.in_folder(tmp_path), spec)
 
 
+def test_whole_lives_of_rl_are_expected_to_end_early():
+    def seconds(max_env_steps):
+        return plan_rl(RlConfig(max_env_steps=max_env_steps), "crafter-tiny", LAPTOP).seconds
+
+    assert seconds(200) < seconds(10_000) < 1.6 * seconds(200)
+
+
 SMOLLM2_135M = dict(
     hidden_size=576,
     intermediate_size=1536,
