@@ -26,11 +26,12 @@ from crafter_pipeline.evaluation.scores import (
 )
 from crafter_pipeline.evaluation.statistics import (
     RESAMPLES,
+    difference_of_recipes,
     interquartile_mean,
-    nested_difference,
     nested_interval,
     nested_rates_interval,
     pooled_mean,
+    shared_seeds,
     wilson,
 )
 
@@ -229,8 +230,8 @@ def compare_rows(rows: Sequence[Row], against: str | None = None) -> list[Compar
     ]
     found = []
     for a, b in pairs:
-        if set(a.seeds) & set(b.seeds):
-            d = nested_difference(a.scores, b.scores)
+        if shared_seeds([*a.scores, *b.scores]):
+            d = difference_of_recipes(a.scores, b.scores)
             found.append(Comparison(a.name, b.name, d.delta, d.ci95, d.seeds, d.p_value, d.p_value, d.sd))
     return together(found)
 

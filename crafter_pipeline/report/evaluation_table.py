@@ -1,4 +1,4 @@
-"""Tables of stored evaluations as Markdown: what the pages in docs/results show."""
+"""Tables of stored evaluations, as Markdown."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _note(rows: Sequence[Row]) -> str:
     over = "training runs and worlds" if nested else "worlds"
     return (
         f"Up to {rows[0].max_steps:,} env steps an episode, worlds {min(seeds)} to {max(seeds)} ({', '.join(splits)}). "
-        f"95 % bootstrap intervals over {over}."
+        f"95 % intervals over {over}."
     )
 
 

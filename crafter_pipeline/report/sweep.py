@@ -33,9 +33,9 @@ _COLUMNS = (
 )
 HOW_TO_READ = (
     "Achievements per episode, with a 95 % interval over trainings and worlds. Differences are to the first row, on "
-    "the worlds that both played. p: of a sign-flip test over worlds, of several trainings the bootstrap's over "
-    "trainings and worlds; corrected for the number of rows (Holm). A difference is shown where its interval excludes "
-    "zero and the corrected p is below 0.05. Rows: of the last dataset that was trained on. Wall: of collecting, "
+    "the worlds that both played. p: of a sign-flip test over worlds, of several trainings Student's over trainings "
+    "and worlds; corrected for the number of rows (Holm). A difference is shown where its interval excludes zero and "
+    "the corrected p is below 0.05. Rows: of the last dataset that was trained on. Wall: of collecting, "
     "filtering, playing and training, as if the run had done each of its steps alone, without the judging; CPU and "
     "GPU: of the training jobs. Both are means of a run's trainings."
 )

@@ -24,9 +24,8 @@ from crafter_pipeline.evaluation.pool import Row as Pooled
 from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.evaluation.statistics import (
     Paired,
+    difference_of_recipes,
     holm,
-    matched_difference,
-    nested_difference,
     seeds_needed,
 )
 from crafter_pipeline.files import safe_name, write_whole
@@ -72,7 +71,7 @@ class Difference:
     ci95: tuple[float, float]
     """Over trainings and worlds."""
     p: float
-    """Of the sign-flip test over worlds; of several trainings the bootstrap's, over trainings and worlds."""
+    """Of the sign-flip test over worlds; of several trainings Student's, over trainings and worlds."""
     p_corrected: float
     """For the number of rows (Holm)."""
     seeds: tuple[int, ...]
@@ -347,8 +346,8 @@ def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) ->
         a, b = [e.scores for e in first], [e.scores for e in others]
         try:
             whole = len(a) == len(b) == len(row.trials)  # then the first of each have equal training seeds, and so on
-            difference = matched_difference if whole else nested_difference
-            found[row.name] = difference(a, b, row.trials[0].config.evaluate.bootstrap)
+            bootstrap = row.trials[0].config.evaluate.bootstrap
+            found[row.name] = difference_of_recipes(a, b, matched=whole, bootstrap=bootstrap)
         except DataError:  # they share no world
             continue
     corrected = holm([d.p_value for d in found.values()])

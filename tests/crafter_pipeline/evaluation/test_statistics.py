@@ -10,11 +10,10 @@ import pytest
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation.scores import scores_of_rates
 from crafter_pipeline.evaluation.statistics import (
+    difference_of_recipes,
     holm,
     interquartile_mean,
-    matched_difference,
     mean_interval,
-    nested_difference,
     nested_interval,
     nested_rates_interval,
     paired,
@@ -139,12 +138,48 @@ def test_the_difference_of_two_recipes_pairs_worlds_and_draws_runs_apart():
     rng = np.random.default_rng(7)
     a = runs(rng, 4, between=0.1)
     b = [{s: x + 1.0 + rng.normal(0, 0.1) for s, x in run.items()} for run in a]
-    told = nested_difference(a, b, 2000)
+    told = difference_of_recipes(a, b)
     assert told.delta == pytest.approx(1.0, abs=0.1) and told.ci95[0] > 0.6 and told.p_value < 0.01
-    assert told.seeds == tuple(range(60))
-    same = nested_difference(a, a, 2000)
-    assert same.delta == 0 and same.ci95[0] < 0 < same.ci95[1] and same.p_value > 0.5
-    assert nested_difference(a[:1], b[:1]) == paired(a[0], b[0])
+    assert told.seeds == tuple(range(60)) and told.sd is None
+    same = difference_of_recipes(a, a)
+    assert same.delta == 0 and same.ci95[0] < 0 < same.ci95[1] and same.p_value == 1
+    assert difference_of_recipes(a, a, matched=True).ci95 == (0, 0)
+    assert difference_of_recipes(a[:1], b[:1]) == paired(a[0], b[0])
+
+
+def test_a_difference_of_trainings_is_student_s_where_every_world_is_alike():
+    """Worked by hand: deltas 1, 2 and 3 of three pairs; 2 ± 4.303 · 1 / √3."""
+    a = [dict.fromkeys(range(9), 5.0)] * 3
+    b = [dict.fromkeys(range(9), 5.0 + delta) for delta in (1.0, 2.0, 3.0)]
+    told = difference_of_recipes(a, b, matched=True)
+    assert told.ci95 == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
+    assert told.p_value == pytest.approx(0.0742, abs=1e-4)
+
+
+def test_worlds_that_not_all_played_are_left_out():
+    a, b = [{1: 0.0, 2: 1.0, 3: 9.0}, {1: 1.0, 2: 2.0}], [{1: 3.0, 2: 3.0, 4: 9.0}, {1: 3.0, 2: 4.0}]
+    told = difference_of_recipes(a, b)
+    assert told.seeds == (1, 2) and told.delta == pytest.approx(2.25)
+    with pytest.raises(DataError, match="no seed that all of them played"):
+        difference_of_recipes(a, [{3: 1.0}])
+
+
+@pytest.mark.parametrize(("count", "matched", "most"), [(2, True, 0.08), (2, False, 0.08), (5, True, 0.08)])
+def test_equal_recipes_are_seldom_called_different(count, matched, most):
+    """The bootstrap over two trainings, which this replaced, found a difference in 30 of 100."""
+    rng = np.random.default_rng(3)
+
+    def recipe(hard):
+        own = rng.normal(0, 0.5, 200)  # what this recipe finds hard
+        means = rng.normal(0, 0.6, count)
+        return [dict(enumerate(mean + hard + own + rng.normal(0, 1.5, 200))) for mean in means]
+
+    false = []
+    for _ in range(400):
+        hard = rng.normal(0, 2, 200)
+        low, high = difference_of_recipes(recipe(hard), recipe(hard), matched=matched).ci95
+        false.append(not low <= 0 <= high)
+    assert 0.01 < np.mean(false) < most
 
 
 # --------------------------------------------------------------------------- functions of success rates
@@ -189,10 +224,9 @@ def test_matched_runs_show_what_unmatched_ones_hide():
     luck, worlds = rng.normal(0, 2, 5), rng.normal(8, 2, 200)
     a = [{s: worlds[s] + luck[r] + rng.normal(0, 1) for s in range(200)} for r in range(5)]
     b = [{s: worlds[s] + luck[r] + 0.5 + rng.normal(0, 1) for s in range(200)} for r in range(5)]
-    matched, apart = matched_difference(a, b, 2000), nested_difference(a, b, 2000)
+    matched, apart = difference_of_recipes(a, b, matched=True), difference_of_recipes(a, b)
     assert matched.delta == pytest.approx(apart.delta) == pytest.approx(0.5, abs=0.15)
     assert matched.ci95[0] > 0 and matched.p_value < 0.01
     assert apart.ci95[0] < 0 < apart.ci95[1]
-    assert matched_difference(a[:1], b[:1]) == paired(a[0], b[0])
     with pytest.raises(DataError, match="5 and 4 training runs"):
-        matched_difference(a, b[:4])
+        difference_of_recipes(a, b[:4], matched=True)
