@@ -201,6 +201,13 @@ class Run:
         write_whole(marker, json.dumps(marked, indent=1))
         return result
 
+    def redo(self, name: str, where: Callable[[Any], bool]) -> None:
+        """Have a stage done again whose stored output, as JSON data, is such."""
+        marker = self.folder / "stages" / f"{name}.json"
+        done = _marked(marker)
+        if done is not None and where(done["outputs"]):
+            marker.unlink()
+
     def always(self, name: str, function: Callable[..., T], *inputs: Any, **places: Any) -> T:
         """A stage that every start needs anew."""
         progress().stage(name, "started")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Places:
     """Whether a person is asked before a round's fine-tuning."""
     patience_seconds: float | None = None
     """Longest wait for a round's model; None: no end."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Words by which the rounds' jobs are found, beside which round it is."""
 
 
 @flow(
@@ -147,7 +149,7 @@ def play_rounds(
             **files.places,
             task_app_url=at.task_app_url,
             backend_url=at.backend_url,
-            tags={"method": "dagger", "round": str(index + 1)},
+            tags={"method": "dagger", "round": str(index + 1), **at.tags},
             approve=at.approve,
             patience_seconds=at.patience_seconds,
         )

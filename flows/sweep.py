@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -10,9 +10,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, TypeVar
 
+from crafter_pipeline.config import EvaluateConfig
 from crafter_pipeline.config.pipeline import Baseline
 from crafter_pipeline.dataset.manifest import DatasetManifest
-from crafter_pipeline.errors import PipelineError
+from crafter_pipeline.errors import ConfigError, PipelineError
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.files import held
 from crafter_pipeline.links import working_in
@@ -71,6 +72,8 @@ def sweep(
         out: Folder of sweeps.
         fresh: Start anew although there is a folder of this sweep.
     """
+    if parallel is not None and parallel < 1:
+        raise ConfigError(f"parallel = {parallel}: at least 1.")
     plan = find_sweep(file, overrides or ())
     trials = plan.only(only or ())
     folder = numbered_folder(out.absolute(), f"{plan.config.name}-{plan.digest}", fresh=fresh)
@@ -139,10 +142,10 @@ class Bench:
         except ServiceGone:
             raise
         except PipelineError as e:
-            keep_failure(self._folder, trial.name, explain(e))
+            keep_failure(self._folder, trial.steps["evaluate"], explain(e))
             say(f"failed: {e}")
             return
-        keep_failure(self._folder, trial.name, None)
+        keep_failure(self._folder, trial.steps["evaluate"], None)
         say(f"{number(made.mean_achievements, 2)} {interval(made.ci95, 2)} achievements")
 
     def baseline(self, label: Baseline) -> None:
@@ -153,13 +156,13 @@ class Bench:
         except ServiceGone:
             raise
         except PipelineError as e:
-            keep_failure(self._folder, step.stage, explain(e))
+            keep_failure(self._folder, step, explain(e))
             progress().note(f"{label} could not be judged: {e}")
             return
-        keep_failure(self._folder, step.stage, None)
+        keep_failure(self._folder, step, None)
 
     def _baseline(self, run: Run, label: Baseline) -> Evaluation:
-        config, judged, table = run.config, run.config.judged(label), self._table
+        config, table = run.config, self._table
         model = random_player(config.environment)
         if label == "teacher":  # answers where it taught
             model = config.collect.model
@@ -169,7 +172,7 @@ class Bench:
             model = run.stage(
                 "submit-mlp", submit_sft, config.mlp_job, *files.hashes, **files.places, **self._trains
             ).id
-        return run.stage(f"evaluate-{label}", evaluate_model, judged, model, label, **table, traces=self._at.imports)
+        return self._judged(run, f"evaluate-{label}", config.judged(label), model, label, table)
 
     # ------------------------------------------------------------------ steps
 
@@ -186,10 +189,15 @@ class Bench:
         return self._once(
             trial.steps["evaluate"],
             trial,
-            lambda run: run.stage(
-                "evaluate", evaluate_model, config.evaluate, model, trial.name, **self._table, traces=self._at.imports
-            ),
+            lambda run: self._judged(run, "evaluate", config.evaluate, model, trial.name, self._table),
         )
+
+    def _judged(
+        self, run: Run, name: str, config: EvaluateConfig, model: str, label: str, table: Mapping[str, str]
+    ) -> Evaluation:
+        """The evaluation. One that misses worlds is done again: the task app knows the episodes that were played."""
+        run.redo(name, lambda told: len(told["seeds"]) < config.seeds.count)
+        return run.stage(name, evaluate_model, config, model, label, **table, traces=self._at.imports)
 
     def _dataset(self, trial: Trial) -> DatasetManifest:
         """The training rows. The episodes are imported into a folder of their own: rows of other runs' episodes, which
@@ -230,6 +238,7 @@ class Bench:
                 imports=traces,
                 out=run.folder / "dagger",
                 patience_seconds=config.backend.patience_seconds,
+                tags=self._trains["tags"],
             )
             export = config.filter.export
             return play_rounds(config.dagger, student, dataset, config.environment, export, places, run.stage)

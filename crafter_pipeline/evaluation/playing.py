@@ -16,7 +16,8 @@ from crafter_pipeline.progress import progress
 from crafter_pipeline.services import ServiceGone
 
 GIVE_UP_AFTER = 3
-"""Failures of a player that has finished nothing after which its other seeds are not tried."""
+"""Failures of a player that has finished nothing after which its other seeds are not tried; where more are played at
+once, as many as that: the first ones to end may be the unlucky ones."""
 POLL_SECONDS = 0.2
 _NUMBERS = re.compile(r"\d+")
 _OF_THE_MODEL = re.compile(r"The task app at \S+ answered 502 to POST /rollout: (?=The chat model |https?://)")
@@ -50,7 +51,7 @@ def play_all(episodes: Sequence[tuple[Player, int]], play: Play, concurrency: in
     Ctrl-C ends it: what is finished is returned, with `interrupted`. An error that is of no single episode (anything
     but ServiceError) ends it as well, and is raised.
     """
-    match = _Match(play)
+    match = _Match(play, max(GIVE_UP_AFTER, concurrency))
     waiting: queue.SimpleQueue[tuple[Player, int]] = queue.SimpleQueue()
     for episode in episodes:
         waiting.put(episode)
@@ -86,8 +87,8 @@ def causes(failed: Sequence[FailedSeed]) -> list[Cause]:
 class _Match:
     """The threads' common state."""
 
-    def __init__(self, play: Play) -> None:
-        self._play = play
+    def __init__(self, play: Play, give_up_after: int) -> None:
+        self._play, self._give_up_after = play, give_up_after
         self.outcome, self.lock, self.over = Outcome(), threading.Lock(), threading.Event()
         self.broken: BaseException | None = None
         self._finished: Counter[str] = Counter()
@@ -131,7 +132,7 @@ class _Match:
                 return
             self._failures[player.label] += 1
             self.outcome.failed.append(FailedSeed(player.label, player.model, seed, _OF_THE_MODEL.sub("", why)))
-            tried_enough = self._failures[player.label] >= GIVE_UP_AFTER and not self._finished[player.label]
+            tried_enough = self._failures[player.label] >= self._give_up_after and not self._finished[player.label]
             if gone or tried_enough:
                 self._hopeless.setdefault(player.label, why)
         progress().advance()

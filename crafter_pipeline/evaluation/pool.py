@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from crafter_pipeline.errors import DataError, suggest
@@ -21,6 +20,7 @@ from crafter_pipeline.evaluation.scores import (
     LABELS,
     Comparison,
     Evaluation,
+    mean_told,
     scores_of_rates,
     together,
 )
@@ -100,12 +100,12 @@ class Row:
     @property
     def without_wake_up(self) -> float | None:
         """Mean achievements, `wake_up` not counted, over the runs."""
-        return _mean(run.without_wake_up for run in self.runs)
+        return mean_told(run.without_wake_up for run in self.runs)
 
     @property
     def crafter_score(self) -> float | None:
         """Mean of the runs' scores; None where there is one achievement alone."""
-        return _mean(run.crafter_score if run.has_crafter_score else None for run in self.runs)
+        return mean_told(run.crafter_score if run.has_crafter_score else None for run in self.runs)
 
     @cached_property
     def crafter_score_ci95(self) -> tuple[float, float] | None:
@@ -150,7 +150,7 @@ class Row:
 
     def mean_of(self, fact: str) -> float | None:
         """Mean over the runs of a number of `Evaluation`; None where one of them does not tell."""
-        return _mean(getattr(run, fact) for run in self.runs)
+        return mean_told(getattr(run, fact) for run in self.runs)
 
     def to_json(self) -> dict[str, Any]:
         """The row's numbers."""
@@ -257,9 +257,3 @@ def _refuse_mixture(stored: Sequence[Stored]) -> None:
 def _longer(known: Evaluation | None, other: Evaluation) -> Evaluation:
     """Of two evaluations of one model the one on more seeds, the first of equal ones."""
     return other if known is None or len(other.seeds) > len(known.seeds) else known
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    told = list(values)
-    known = [value for value in told if value is not None]
-    return fmean(known) if known and len(known) == len(told) else None

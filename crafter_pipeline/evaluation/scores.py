@@ -15,7 +15,7 @@ seeds are compared seed by seed.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean, median
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from crafter_pipeline.config import Split, one_split, split_of
+from crafter_pipeline.config.base import FEWEST_SEEDS
 from crafter_pipeline.contracts import EpisodeResult, StopReason
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation.statistics import (
@@ -40,7 +41,7 @@ from crafter_pipeline.evaluation.statistics import (
 LABELS = ("random", "teacher", "mlp", "sft", "dagger", "rl")
 """The order of players in every table, plot and pair; labels of one's own come after these."""
 
-MIN_PAIRS = 6
+MIN_PAIRS = FEWEST_SEEDS
 """Fewest shared seeds that can settle anything: below six, even a sign test that wins on every seed stays above
 p = 0.05 (two-sided, 2 · 2⁻⁵ = 0.0625), while a percentile interval of so few values is far too narrow."""
 
@@ -361,16 +362,15 @@ def evaluate(
         env_steps=tuple(r.env_steps for r in ordered),
         died=tuple(r.seed for r in ordered if r.stop_reason == StopReason.DEATH),
         first_unlock=_first_unlock(ordered, tuple(rates)),
-        prompt_tokens=_mean_told([r.prompt_tokens for r in ordered]),
-        completion_tokens=_mean_told([r.completion_tokens for r in ordered]),
+        prompt_tokens=mean_told([r.prompt_tokens for r in ordered]),
+        completion_tokens=mean_told([r.completion_tokens for r in ordered]),
     )
 
 
 def unlocked_table(unlocked: Sequence[int], achievements: int) -> Floats:
     """Seeds × achievements, 1 where unlocked, from the bits of `Evaluation.unlocked`."""
-    bits_S1 = np.asarray(unlocked, dtype=np.int64)[:, None]
-    table: Floats = (bits_S1 >> np.arange(achievements) & 1).astype(np.float64)
-    return table
+    table = [[bits >> place & 1 for place in range(achievements)] for bits in unlocked]
+    return np.array(table, dtype=np.float64).reshape(len(unlocked), achievements)
 
 
 def success_rates(results: Sequence[EpisodeResult], achievement_names: Sequence[str]) -> dict[str, float]:
@@ -414,9 +414,11 @@ def _first_unlock(results: Sequence[EpisodeResult], names: Sequence[str]) -> dic
     return {name: float(median(at)) for name, at in steps.items() if at}
 
 
-def _mean_told(values: Sequence[int | None]) -> float | None:
-    told = [value for value in values if value is not None]
-    return fmean(told) if told and len(told) == len(values) else None
+def mean_told(values: Iterable[float | None]) -> float | None:
+    """Their mean; None where one of them is, or there are none."""
+    asked = list(values)
+    told = [value for value in asked if value is not None]
+    return fmean(told) if told and len(told) == len(asked) else None
 
 
 # --------------------------------------------------------------------------- comparisons

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from crafter_pipeline.files import replace_file, write_whole
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.report.page import plain
 from crafter_pipeline.report.sweep import render_sweep, sweep_markdown
 from crafter_pipeline.report.text import toml
@@ -32,7 +32,7 @@ def write_results(results: SweepResults, folder: Path) -> None:
     write_whole(folder / "results.md", sweep_markdown(results))
     write_whole(folder / "results.html", render_sweep(results))
     write_whole(folder / "results.csv", table.write_csv())
-    replace_file(folder / "results.parquet", parquet.getvalue())
+    write_whole(folder / "results.parquet", parquet.getvalue())
     write_whole(folder / "results.json", json.dumps(plain(results.to_json()), indent=1, allow_nan=False) + "\n")
 
 

@@ -8,7 +8,6 @@ whose chains begin alike share those steps.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from typing import Any
 from crafter_pipeline.config import (
     SEED_KEYS,
     SPREAD,
+    DevSeeds,
     EvaluateConfig,
     PipelineConfig,
     SeedRange,
@@ -34,17 +34,19 @@ from crafter_pipeline.config import (
 )
 from crafter_pipeline.config.pipeline import Baseline
 from crafter_pipeline.connections import project_root
-from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.errors import ConfigError, suggest
 from crafter_pipeline.evaluation.suites import find_suite
 from crafter_pipeline.runs import profile_tables
 from crafter_pipeline.tables import Tables, flat, merged, nested
 
-_KEYS_OF_OTHERS = {
+_NOT_IN_A_RUN = {
     "baselines": "who is judged beside the runs stands at the top of the file, once for all.",
     "evaluate.baseline_seeds": "runs and baselines play the same worlds; leave it out.",
     "promotion": "a sweep promotes nobody; leave it out.",
 }
 """Keys of a run's config that a sweep does not read -> what to do instead."""
+_WORLDS = ("evaluate.seeds", "evaluate.max_env_steps", "evaluate.env_config")
+"""What all runs are judged on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +170,7 @@ class Plan:
         names = list(names)
         for name in names:
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}."
-                raise ConfigError(f"The sweep has no run {name!r}; {hint}")
+                raise ConfigError(f"The sweep has no run {name!r}; {suggest(name, known)}")
         return tuple(trial for trial in self.trials if not names or trial.row in names)
 
 
@@ -195,8 +195,13 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
         source: What to call the file in an error.
     """
     base = profile_tables(config.base) if isinstance(config.base, str) else config.base
-    _refuse_keys_of_others([config.common, config.grid, *(run.set for run in config.runs)], source)
-    base = merged(base, nested(config.common))
+    _refuse_keys([config.common, config.grid, *(run.set for run in config.runs)], _NOT_IN_A_RUN, source)
+    said_once = dict.fromkeys(_WORLDS, "all runs play the same worlds; say it in common, or by evaluate.suite.")
+    _refuse_keys([config.grid, *(run.set for run in config.runs)], said_once, source)
+    if config.evaluate.suite is not None:
+        said_twice = dict.fromkeys(_WORLDS, "evaluate.suite says that as well; leave one of them out.")
+        _refuse_keys([config.common], said_twice, source)
+    base = merged(merged(base, nested(config.common)), {"evaluate": {"baseline_seeds": None}})
     rows: tuple[Row, ...] = ()
     for name, run in _runs(config, source):
         judged_too = () if rows else config.baselines  # with the first row's settings
@@ -205,7 +210,9 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
     if "mlp" in config.baselines and "sft" not in rows[0].stages:
         raise ConfigError(f"{source}: baselines: mlp learns from the rows of the first run, which has no stage sft.")
     names = [row.name for row in rows]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name in [*names, *config.baselines] if [*names, *config.baselines].count(name) > 1), None)
+    if twice in config.baselines:
+        raise ConfigError(f"{source}: run {twice} has a baseline's name; call it something else.")
     if twice is not None:
         raise ConfigError(f"{source}: two rows are called {twice!r}; name them apart with [[runs]].")
     _refuse_other_services(rows, source)
@@ -259,23 +266,29 @@ def _row(config: SweepConfig, tables: Tables, name: str, run: _Variation, source
     return Row(name, run.changes, run.tags, filter_rules(resolved), tuple(trials))
 
 
-def _refuse_keys_of_others(tables: Iterable[Tables], source: str) -> None:
-    """What a run's config may say and a sweep has another place for, or none."""
+def _refuse_keys(tables: Iterable[Tables], remedies: Mapping[str, str], source: str) -> None:
+    """Keys that a sweep's tables may not have -> what to do instead."""
     for key in (key for table in tables for key in flat(table)):
-        for name, remedy in _KEYS_OF_OTHERS.items():
+        for name, remedy in remedies.items():
             if key == name or key.startswith(f"{name}."):
                 raise ConfigError(f"{source}: {key}: {remedy}")
 
 
 def _refuse_equal_rows(rows: tuple[Row, ...], source: str) -> None:
-    """Two rows of one and the same training: what tells them apart is not read by any stage they have."""
-    known: dict[Step, Row] = {}
-    for row in rows:
-        other = known.setdefault(row.trials[0].steps["evaluate"], row)
-        if other is not row:
-            keys = [k for k in {**other.changes, **row.changes} if other.changes.get(k) != row.changes.get(k)]
-            why = f"no stage of {' → '.join(row.stages)} reads {' or '.join(keys)}" if keys else "they say the same"
-            raise ConfigError(f"{source}: the rows {other.name!r} and {row.name!r} are one training: {why}.")
+    """Two rows with one and the same training: what tells them apart is not read by any stage they have, or it is the
+    seed from which `repeats` counts on."""
+    known: dict[Step, Trial] = {}
+    changes = {row.name: row.changes for row in rows}
+    for trial in (trial for row in rows for trial in row.trials):
+        other = known.setdefault(trial.steps["evaluate"], trial)
+        if other is trial:
+            continue
+        a, b = changes[other.row], changes[trial.row]
+        keys = " or ".join(key for key in {**a, **b} if a.get(key) != b.get(key))
+        why = f"no stage of {' → '.join(trial.stages)} reads {keys}" if keys else "they say the same"
+        if (other.repeat, trial.repeat) != (0, 0):
+            why = f"{other.name} and {trial.name}; repeats count on from the seeds of each row"
+        raise ConfigError(f"{source}: the rows {other.row!r} and {trial.row!r} have one training in common: {why}.")
 
 
 def _refuse_other_services(rows: tuple[Row, ...], source: str) -> None:
@@ -315,10 +328,10 @@ def filter_rules(config: PipelineConfig) -> tuple[str, ...]:
 
 def _chain(config: PipelineConfig, stages: tuple[Training, ...]) -> Iterator[Step]:
     """The steps of a trial."""
-    before = digest_of(["collect", _plain(config.collect)])
+    before = ""
     if "sft" in stages:
-        yield Step("collect", before)
-        yield (step := Step("filter", digest_of(["filter", before, _plain(config.filter)])))
+        yield (step := Step("collect", digest_of(["collect", _plain(config.collect)])))
+        yield (step := Step("filter", digest_of(["filter", step.key, _plain(config.filter)])))
         before = step.key
     parts: dict[Training, Any] = {
         "sft": _plain(config.sft),
@@ -341,7 +354,9 @@ def _work(config: PipelineConfig, stage: str) -> Work:
     if stage == "collect":
         return Work(config.collect.seeds.count, rows)
     if stage == "sft":
-        return Work(training_steps=_steps(config.sft, rows))
+        steps = _steps(config.sft, rows)
+        dev = config.sft.dev
+        return Work(training_steps=steps) + (_dev_play(dev, steps, dev.max_env_steps) if dev else Work())
     if stage == "dagger":
         work = Work()
         for index in range(config.dagger.rounds):
@@ -351,10 +366,12 @@ def _work(config: PipelineConfig, stage: str) -> Work:
         return work
     if stage == "rl":
         rl = config.rl
-        played = _played(rl.iterations * rl.groups_per_iteration * rl.group_size, rl.max_env_steps)
-        return Work(played.episodes, played.env_steps, rl.iterations * rl.minibatches)
+        work = _played(rl.iterations * rl.groups_per_iteration * rl.group_size, rl.max_env_steps)
+        work += Work(training_steps=rl.iterations * rl.minibatches)
+        return work + (_dev_play(rl.dev, rl.iterations, rl.max_env_steps) if rl.dev else Work())
     if stage.startswith("evaluate"):
-        return _played(config.evaluate.seeds.count, config.evaluate.max_env_steps)
+        trained = Work(training_steps=_steps(config.mlp_job, rows)) if stage == "evaluate-mlp" else Work()
+        return trained + _played(config.evaluate.seeds.count, config.evaluate.max_env_steps)
     return Work()
 
 
@@ -362,8 +379,13 @@ def _played(episodes: int, max_env_steps: int) -> Work:
     return Work(episodes, episodes * max_env_steps)
 
 
+def _dev_play(dev: DevSeeds, steps: int, max_env_steps: int) -> Work:
+    """The last step is judged, too."""
+    return _played(len(dev.seeds) * ceil(steps / dev.every), max_env_steps)
+
+
 def _steps(job: SftConfig, rows: int) -> int:
-    return job.max_steps or ceil(job.n_epochs * min(rows, job.examples or rows) / job.batch_size)
+    return job.max_steps or ceil(job.n_epochs * ceil(min(rows, job.examples or rows) / job.batch_size))
 
 
 # --------------------------------------------------------------------------- words

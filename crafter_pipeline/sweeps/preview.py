@@ -73,7 +73,7 @@ def preview(plan: Plan, trials: Sequence[Trial], folder: Path) -> Preview:
     for label in plan.config.baselines:
         step = plan.baseline(label)
         done = _is_done(folder, step, plan.first)
-        steps.append(PlannedStep(step.stage, step.key, (label,), plan.first.work("evaluate"), done))
+        steps.append(PlannedStep(step.stage, step.key, (label,), plan.first.work(step.stage), done))
     rows = [
         {
             "run": row.name,

@@ -8,6 +8,7 @@ needs, whoever did that first.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from crafter_pipeline.evaluation.statistics import (
     holm,
     seeds_needed,
 )
-from crafter_pipeline.files import safe_name, write_whole
+from crafter_pipeline.files import write_whole
 from crafter_pipeline.run_report import environment_facts
 from crafter_pipeline.runs import Run
 from crafter_pipeline.sweeps.plan import Plan, Row, Step, Trial
@@ -221,23 +222,23 @@ def place(folder: Path, step: Step, trial: Trial) -> Run:
     return Run(folder / "work" / step.folder, trial.config)
 
 
-def keep_failure(folder: Path, name: str, error: str | None) -> None:
-    """Remember why a trial or a baseline's step failed; None: it did not, and what was remembered is forgotten."""
-    path = _failure(folder, name)
+def keep_failure(folder: Path, judging: Step, error: str | None) -> None:
+    """Remember why nobody could be judged by this step; None: it was done, and what was remembered is forgotten."""
+    path = _failure(folder, judging)
     if error is None:
         path.unlink(missing_ok=True)
     else:
-        write_whole(path, json.dumps({"name": name, "error": error}, indent=1))
+        write_whole(path, json.dumps({"step": judging.folder, "error": error}, indent=1))
 
 
-def _failure(folder: Path, name: str) -> Path:
-    return folder / "failed" / f"{safe_name(name)}.json"
+def _failure(folder: Path, judging: Step) -> Path:
+    return folder / "failed" / f"{judging.folder}.json"
 
 
-def _why(folder: Path, name: str) -> str | None:
+def _why(folder: Path, judging: Step) -> str | None:
     """Why it failed, if it did."""
     try:
-        return str(json.loads(_failure(folder, name).read_text())["error"])
+        return str(json.loads(_failure(folder, judging).read_text())["error"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -247,7 +248,7 @@ def _outcome(folder: Path, trial: Trial) -> _Outcome:
     seconds: dict[Step, float] = {}
     for step in trial.steps.values():
         outputs[step], seconds[step] = _stored(place(folder, step, trial))
-    return _Outcome(trial, outputs, seconds, _why(folder, trial.name))
+    return _Outcome(trial, outputs, seconds, _why(folder, trial.steps["evaluate"]))
 
 
 def _stored(run: Run) -> tuple[list[Any], float]:
@@ -279,11 +280,11 @@ def results_of(plan: Plan, folder: Path) -> SweepResults:
         repeats=plan.config.repeats.count,
         notes=tuple(_notes(plan.config, rows, missing)),
         environment=dict(environment_facts()),
-        command=f"crafter-pipeline sweep {folder / 'sweep.toml'} --out {folder.parent}",
+        command=shlex.join(("crafter-pipeline", "sweep", str(folder / "sweep.toml"), "--out", str(folder.parent))),
         baseline_errors={
             label: why
             for label in plan.config.baselines
-            if label not in judged and (why := _why(folder, plan.baseline(label).stage)) is not None
+            if label not in judged and (why := _why(folder, plan.baseline(label))) is not None
         },
         not_played=missing,
     )

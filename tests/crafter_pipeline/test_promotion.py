@@ -6,11 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from crafter_pipeline.config import PromotionConfig, SeedRange
-from crafter_pipeline.config.promotion import FEWEST_SEEDS
 from crafter_pipeline.contracts import EpisodeResult
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Comparison, Evaluation, compare, evaluate
-from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.promotion import Evidence, Promotion, champion_already, decide, refusal
 
 GATE = 950_000
@@ -87,7 +85,6 @@ def test_a_decision_says_who_is_champion_and_survives_json():
     ],
 )
 def test_a_promotion_is_configured_on_the_gate_alone(values, words):
-    assert FEWEST_SEEDS == MIN_PAIRS
     assert set(PromotionConfig.model_validate({"seeds": {"count": 50_000}}).seeds.seeds) == set(range(GATE, 1_000_000))
     assert PromotionConfig(seeds=SeedRange(start=GATE, count=12)).seeds.count == 12
     with pytest.raises(ValidationError, match=words):

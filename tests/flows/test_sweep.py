@@ -104,7 +104,8 @@ def test_what_is_shared_is_done_once_and_a_second_start_does_nothing(world):
     assert played["collect"] == 3 + 2, "the teacher once for all runs, the student for `taught`"
     assert played["evaluate"] == (4 + 2) * 8, "every run and both baselines"
     assert (backend.calls["create_sft"], backend.calls["create_rl"]) == (3, 1)
-    assert {asked["tags"]["sweep"] for asked in backend.asked if "file_id" in asked and asked["tags"].get("sweep")}
+    jobs = [asked["tags"] for asked in backend.asked if "tags" in asked]
+    assert len(jobs) == 4 and {tags["sweep"] for tags in jobs} == {"test"}, "all are found by it, DAgger's too"
 
     found = json.loads((folder / "results.json").read_text())
     assert [(row["name"], row["state"]) for row in found["rows"]] == [
@@ -151,6 +152,21 @@ def test_a_failed_run_is_a_row_and_is_tried_again(world, monkeypatch):
     rows = json.loads((folder / "results.json").read_text())["rows"]
     assert [row["state"] for row in rows] == ["done"] * 4 and not rows[3]["errors"]
     assert backend.calls["create_sft"] == before, "what was done is not done again"
+
+
+def test_worlds_that_failed_are_played_at_the_next_start(world):
+    task_app, backend, root = world
+    task_app.broken = {900_003}
+    asked = {"overrides": ["evaluate.seeds=20", "baselines=[]"], "only": ["short"]}
+    state = sweep(Path("test.toml"), return_state=True, **asked)
+    folder = Path(state.result())
+    assert state.name == "PartialSuccess"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["not_played"] == {"short, evaluate": 1} and results["rows"][0]["quality"]["worlds"] == 19
+    task_app.broken = set()
+    sweep(Path("test.toml"), **asked)
+    results = json.loads((folder / "results.json").read_text())
+    assert not results["not_played"] and results["rows"][0]["quality"]["worlds"] == 20
 
 
 def test_some_runs_alone_several_at_once(world):

@@ -62,6 +62,17 @@ def test_a_model_that_never_answers_is_given_up_and_the_others_play_on():
     assert cause.seeds == tuple(range(20)) and cause.why.startswith("The chat model at x"), "one line for all"
 
 
+def test_early_failures_of_many_at_once_give_up_nobody():
+    def play(player, seed):
+        time.sleep(0.002 if seed < GIVE_UP_AFTER else 0.05)
+        if seed < GIVE_UP_AFTER:
+            raise TaskAppError("timeout")
+        return make_row(seed)
+
+    outcome = play_all([(GOOD, seed) for seed in range(40)], play, 8)
+    assert len(outcome.failed) == GIVE_UP_AFTER and len(outcome.rows) == 40 - GIVE_UP_AFTER
+
+
 def test_what_is_of_no_single_episode_ends_it():
     def play(player, seed):
         raise DataError("the disk is full")

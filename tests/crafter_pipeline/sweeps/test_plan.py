@@ -116,6 +116,8 @@ def test_the_worlds_are_those_of_a_suite():
     suite = {"suite": "crafter-200", "split": "dev", "seeds": 30}
     judged = plan(runs=[{"name": "a"}], evaluate=suite).first.config.evaluate
     assert (judged.max_env_steps, judged.seeds.start, judged.seeds.count) == (200, DEV_SEEDS_START, 30)
+    few = plan(runs=[{"name": "a"}], common={"evaluate.seeds.count": 3}).first.config.evaluate
+    assert few.seeds.count == 3, "fewer than the profile's baselines play"
     own = plan(runs=[{"name": "a"}], evaluate={"seeds": 30}).first.config.evaluate
     assert (own.max_env_steps, own.seeds.start, own.seeds.count) == (60, HELD_OUT_SEEDS_START, 30)
 
@@ -139,8 +141,21 @@ def test_the_worlds_are_those_of_a_suite():
         ({"runs": [{"name": "a"}], "evaluate": {"suite": "crafter-201"}}, ["'crafter-201'", "crafter-200"]),
         ({"runs": [{"name": "a"}], "evaluate": {"split": "dev"}}, ["evaluate.split", "suite"]),
         ({"grid": {"backend.port": [0, 7]}}, ["backend", "share"]),
-        ({"grid": {"rl.kl": [0.0, 0.1]}}, ["'kl=0.0' and 'kl=0.1' are one training", "no stage of sft reads rl.kl"]),
-        ({"runs": [{"name": "a"}, {"name": "b"}]}, ["'a' and 'b' are one training: they say the same"]),
+        ({"grid": {"rl.kl": [0.0, 0.1]}}, ["'kl=0.0' and 'kl=0.1' have one", "no stage of sft reads rl.kl"]),
+        ({"grid": {"collect.seeds.count": [4, 8]}, "stages": ["rl"]}, ["no stage of rl reads collect.seeds.count"]),
+        ({"runs": [{"name": "a"}, {"name": "b"}]}, ["'a' and 'b' have one training in common: they say the same"]),
+        ({"grid": {"sft.seed": [0, 1]}, "repeats": 2}, ["seed=0#2 and seed=1; repeats count on"]),
+        ({"runs": [{"name": "a", "set": {"evaluate.seeds": {"count": 3}}}]}, ["evaluate.seeds.count", "same worlds"]),
+        ({"grid": {"evaluate.max_env_steps": [50, 99]}}, ["evaluate.max_env_steps", "same worlds"]),
+        (
+            {
+                "runs": [{"name": "a"}],
+                "common": {"evaluate.max_env_steps": 9},
+                "evaluate": {"suite": "crafter-50"},
+            },
+            ["evaluate.max_env_steps", "suite says that"],
+        ),
+        ({"runs": [{"name": "teacher"}]}, ["run teacher", "baseline's name"]),
         ({"runs": [{"name": "a"}], "repeats": {"count": 2, "keys": ["sft.max_steps"]}}, ["no training seed"]),
         ({"runs": [{"name": "a"}], "common": {"baselines": ["mlp"]}}, ["baselines", "at the top of the file"]),
         ({"runs": [{"name": "a", "set": {"promotion.pairs": 3}}]}, ["promotion.pairs", "promotes nobody"]),

@@ -139,18 +139,20 @@ def test_what_failed_and_what_was_not_run_are_rows(store):
     broken, later = {"name": "broken", "set": {"sft.seed": 3}}, {"name": "later", "set": {"sft.max_steps": 9}}
     made = plan(runs=[{"name": "first"}, broken, later])
     folder = store(made, 0, [1] * 8)
-    keep_failure(folder, "broken", "no room")
+    keep_failure(folder, made.trials[1].steps["evaluate"], "no room")
     results = results_of(made, folder)
     assert [row.state for row in results.rows] == ["done", "failed", "not run"]
     assert results.rows[1].errors == results.failed == {"broken": "no room"} and not results.complete
-    keep_failure(folder, "broken", None)
+    elsewhere = plan(runs=[{"name": "first"}, broken, later], evaluate={"seeds": 9})
+    assert results_of(elsewhere, folder).rows[1].state == "not run", "it failed on other worlds"
+    keep_failure(folder, made.trials[1].steps["evaluate"], None)
     assert results_of(made, folder).rows[1].state == "not run"
 
 
 def test_a_baseline_that_failed_and_episodes_that_are_missing_are_told(store):
     made = plan(baselines=["random"], common={"evaluate": {"seeds": {"count": 20}, "bootstrap": 500}})
     folder = store(made, 0, [1] * 20)
-    keep_failure(folder, made.baseline("random").stage, "no answer")
+    keep_failure(folder, made.baseline("random"), "no answer")
     results = results_of(made, store(made, 1, [2] * 17))
     assert results.baseline_errors == {"random": "no answer"}
     assert results.not_played == {"second, evaluate": 3} and not results.complete
