@@ -24,7 +24,9 @@ Player = Callable[[Game], str]
 
 def main() -> None:
     """Print both tables, as Markdown."""
-    print("| difficulty | expert, 200 steps (60 seeds) | expert, 1,000 steps (20 seeds) | random, 200 steps |")
+    print(
+        "| difficulty | expert, 200 steps (60 seeds) | expert, 1,000 steps (20 seeds) | random, 200 steps (60 seeds) |"
+    )
     print("|---|---|---|---|")
     for difficulty in DIFFICULTIES:
         cells = played(difficulty, expert, 60, 200), played(difficulty, expert, 20, 1_000)
