@@ -63,7 +63,7 @@ class MatchPlan:
     @property
     def kept(self) -> str:
         """Changes with what is done with an episode beside playing it: an earlier row without that is of no use."""
-        return digest_of([digest_of_judges(self.judges), str(self.trace_db)])
+        return digest_of([digest_of_judges(self.judges), str(self.trace_db and self.trace_db.absolute())])
 
 
 @dataclass(slots=True)

@@ -184,7 +184,16 @@ class SweepResults:
 
     def to_json(self) -> dict[str, Any]:
         """As results.json has it."""
-        return {**asdict(self), "baselines": [e.to_json() for e in self.baselines], "complete": self.complete}
+        rows = [
+            asdict(row)
+            | {
+                "difference": row.difference and {**asdict(row.difference), "shown": row.difference.shown},
+                "cost": row.cost and {**asdict(row.cost), "tokens_per_second": row.cost.tokens_per_second},
+            }
+            for row in self.rows
+        ]
+        judged = [e.to_json() for e in self.baselines]
+        return {**asdict(self), "rows": rows, "baselines": judged, "complete": self.complete}
 
 
 # --------------------------------------------------------------------------- what is stored
@@ -425,7 +434,9 @@ def _notes(config: SweepConfig, rows: Sequence[Result], not_played: Mapping[str,
                 f"{largest.worlds_needed:,} worlds; {len(largest.seeds):,} were played."
             )
         )
-        notes.append(f"These differences are noise: no run is shown to differ from {rows[0].name}.{needed}")
+        few = len(largest.seeds) < MIN_PAIRS
+        found = f"Fewer than {MIN_PAIRS} worlds show nothing" if few else "These differences are noise"
+        notes.append(f"{found}: no run is shown to differ from {rows[0].name}.{needed}")
     if differences and all(row.of == 1 for row in rows):
         notes.append(
             "One training per run: the intervals tell of the worlds alone. Another training of the same run may differ "

@@ -128,7 +128,8 @@ def test_every_file_says_the_same(store, read_page):
         assert table["tags"].to_list()[1] == "note=<b>more</b>" and table["shown"].to_list()[1] is True
         assert table["filter"].to_list()[0] == "models=crafter-expert"
     told = json.loads((folder / "results.json").read_text())
-    assert told["rows"][1]["difference"]["delta"] == pytest.approx(2.0)
+    assert told["rows"][1]["difference"]["delta"] == pytest.approx(2.0) and told["rows"][1]["difference"]["shown"]
+    assert told["rows"][1]["cost"]["tokens_per_second"] == 200.0
     markdown, html = ((folder / f"results.{kind}").read_text() for kind in ("md", "html"))
     assert "| second | 2.95" in markdown and "**better**" not in markdown and "better" in markdown
     assert "<b>more</b>" not in html and "&lt;b&gt;more" in html and html.count("<svg") == 3
@@ -171,7 +172,9 @@ def test_of_several_trainings_no_number_of_worlds_is_promised(store):
 def test_few_worlds_are_never_promised_to_be_enough(store):
     made = plan()
     store(made, 0, [1, 1, 2, 2])
-    difference = results_of(made, store(made, 1, [4, 5, 6, 5])).rows[1].difference
+    results = results_of(made, store(made, 1, [4, 5, 6, 5]))
+    difference = results.rows[1].difference
+    assert results.notes[0].startswith("Fewer than 6 worlds show nothing: ")
     assert difference and difference.worlds_needed == 6 and not difference.shown
 
 
