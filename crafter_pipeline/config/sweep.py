@@ -84,7 +84,9 @@ class SweepConfig(Config):
     grid: dict[str, Any] = {}
     """Key -> list of values; a run per combination."""
     runs: tuple[SweepRun, ...] = ()
-    """Named runs; beside a grid each of them has its points. The first row is what the others are compared with."""
+    """Named runs; beside a grid each of them has its points."""
+    against: str = ""
+    """Whom the rows are compared with: a row's or a baseline's name; unset: the first row."""
     stages: tuple[Training, ...] = Field(default=("sft",), min_length=1)
     """What is trained, in the order sft, dagger, rl; the last one's model is judged."""
     repeats: RepeatConfig = RepeatConfig()

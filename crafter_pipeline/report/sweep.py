@@ -21,7 +21,7 @@ _COLUMNS = (
     "Crafter score",
     "reward",
     "invalid answers",
-    "against the first",
+    "difference",
     "p (Holm)",
     "finding",
     "rows",
@@ -31,9 +31,10 @@ _COLUMNS = (
     "CPU",
     "GPU",
 )
+_COMPARED_WITH = "compared with"
 HOW_TO_READ = (
-    "Achievements per episode, with a 95 % interval over trainings and worlds. Differences are to the first row, on "
-    "the worlds that both played. p: of a sign-flip test over worlds, of several trainings Student's over trainings "
+    "Achievements per episode, with a 95 % interval over trainings and worlds. Differences are on the worlds "
+    "that both played. p: of a sign-flip test over worlds, of several trainings Student's over trainings "
     "and worlds; corrected for the number of rows (Holm). A difference is shown where its interval excludes zero and "
     "the corrected p is below 0.05. Rows: of the last dataset that was trained on. Wall: of collecting, "
     "filtering, playing and training, as if the run had done each of its steps alone, without the judging; CPU and "
@@ -52,7 +53,7 @@ def sweep_markdown(results: SweepResults, plot: bool = False) -> str:
     parts = [
         f"## Sweep {safe(results.name)}",
         safe(results.says),
-        f"{results.worlds}. {_trainings(results)}",
+        f"{results.worlds}. {_trainings(results)} Differences are to {safe(results.against)}.",
         *(f"> **{safe(note)}**" for note in results.notes),
         table(header, rows),
         *([image(_describe(results), plots.range_bars(_means(results), "achievements per episode"))] if plot else []),
@@ -76,7 +77,7 @@ def sweep_markdown(results: SweepResults, plot: bool = False) -> str:
 def render_sweep(results: SweepResults) -> str:
     """The page, everything inline."""
     told = [(row.name, row.difference) for row in results.rows if row.difference is not None]
-    differences = [Comparison(results.rows[0].name, name, d.delta, d.ci95, d.seeds) for name, d in told]
+    differences = [Comparison(results.against, name, d.delta, d.ci95, d.seeds) for name, d in told]
     shown = [d.shown for _, d in told]
     means, costs = _means(results), _costs(results)
     judged = [row for row in results.rows if row.quality is not None]
@@ -111,7 +112,7 @@ def render_sweep(results: SweepResults) -> str:
 
 def sweep_rows(results: SweepResults) -> list[dict[str, str]]:
     """A row per run and baseline, as text: for the page, Prefect's table artifact and the terminal's."""
-    rows = [_cells(row, first=index == 0) for index, row in enumerate(results.rows)]
+    rows = [_cells(row, results.against) for row in results.rows]
     empty = dict.fromkeys(_COLUMNS, "–")
     for e in results.baselines:
         turns = e.turns or 1
@@ -123,7 +124,7 @@ def sweep_rows(results: SweepResults) -> list[dict[str, str]]:
                 "Crafter score": text.number(e.crafter_score) if e.has_crafter_score else "–",
                 "reward": text.number(e.mean_reward, 2),
                 "invalid answers": text.percent(e.parse_failures / turns),
-                "finding": "baseline",
+                "finding": _COMPARED_WITH if e.label == results.against else "baseline",
             }
         )
     return rows
@@ -144,7 +145,7 @@ def tags(words: Mapping[str, str]) -> str:
     return ", ".join(f"{key}: {value}" for key, value in words.items()) or "–"
 
 
-def _cells(row: Result, *, first: bool) -> dict[str, str]:
+def _cells(row: Result, against: str) -> dict[str, str]:
     q, d, c = row.quality, row.difference, row.cost
     missing = "–"
     return {
@@ -154,9 +155,9 @@ def _cells(row: Result, *, first: bool) -> dict[str, str]:
         "Crafter score": text.number(q.crafter_score) if q and q.crafter_score is not None else missing,
         "reward": text.number(q.reward, 2) if q else missing,
         "invalid answers": text.percent(q.invalid_answers) if q else missing,
-        "against the first": f"{text.signed(d.delta, 2)} {text.interval(d.ci95, 2, sign=True)}" if d else missing,
+        "difference": f"{text.signed(d.delta, 2)} {text.interval(d.ci95, 2, sign=True)}" if d else missing,
         "p (Holm)": text.p_value(d.p_corrected) if d else missing,
-        "finding": _finding(row, first=first),
+        "finding": _finding(row, against),
         "rows": f"{row.dataset_rows:,}" if row.dataset_rows is not None else missing,
         "tokens trained": f"{c.tokens:,.0f}" if c and c.tokens is not None else missing,
         "tokens/s": f"{c.tokens_per_second:,.0f}" if c and c.tokens_per_second else missing,
@@ -166,10 +167,10 @@ def _cells(row: Result, *, first: bool) -> dict[str, str]:
     }
 
 
-def _finding(row: Result, *, first: bool) -> str:
+def _finding(row: Result, against: str) -> str:
     if row.state in ("failed", "not run"):
         return row.state
-    found = "compared with" if first else "–"
+    found = _COMPARED_WITH if row.name == against else "–"
     if row.difference is not None:
         found = ("better" if row.difference.delta > 0 else "worse") if row.difference.shown else "no difference shown"
     return f"{found}, {row.trainings} of {row.of} trainings" if row.state == "partly" else found

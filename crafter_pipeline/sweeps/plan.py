@@ -144,8 +144,13 @@ class Plan:
 
     @property
     def first(self) -> Trial:
-        """The row that the others are compared with."""
+        """Whose settings the baselines are judged with."""
         return self.rows[0].trials[0]
+
+    @property
+    def against(self) -> str:
+        """The row or baseline that the rows are compared with."""
+        return self.config.against or self.rows[0].name
 
     def baseline(self, label: Baseline) -> Step:
         """The step that judges a baseline, with the first row's settings."""
@@ -215,6 +220,10 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
         raise ConfigError(f"{source}: run {twice} has a baseline's name; call it something else.")
     if twice is not None:
         raise ConfigError(f"{source}: two rows are called {twice!r}; name them apart with [[runs]].")
+    if config.against not in ("", *names, *config.baselines):
+        raise ConfigError(
+            f"{source}: against: no run or baseline; {suggest(config.against, [*names, *config.baselines])}."
+        )
     _refuse_other_services(rows, source)
     _refuse_equal_rows(rows, source)
     return Plan(config, rows)

@@ -1,7 +1,7 @@
 """What came of a sweep: a row per run, from what the sweep's folder has stored. Nothing is played, nothing trained.
 
-A row's scores are those of all its trainings together: intervals are over trainings and worlds, a difference to the
-first row is over the worlds that both played. What a row cost is the mean of its trainings, with every step that it
+A row's scores are those of all its trainings together: intervals are over trainings and worlds, a difference is over
+the worlds that both played. What a row cost is the mean of its trainings, with every step that it
 needs, whoever did that first.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from crafter_pipeline.config import SweepConfig, Training
+from crafter_pipeline.config import Training
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected
 from crafter_pipeline.errors import DataError
@@ -66,7 +66,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Achievements per episode of a row minus those of the first row."""
+    """Achievements per episode of a row minus those of the player that it is compared with."""
 
     delta: float
     ci95: tuple[float, float]
@@ -130,7 +130,7 @@ class Result:
     dataset_tokens: int | None = None
     quality: Quality | None = None
     difference: Difference | None = None
-    """None: the first row, or nothing to compare."""
+    """None: the one that others are compared with, or nothing to compare."""
     cost: Cost | None = None
     errors: dict[str, str] = field(default_factory=dict)
     """Training -> why it failed."""
@@ -147,6 +147,8 @@ class SweepResults:
     created_at: float
     """Unix seconds."""
     rows: tuple[Result, ...]
+    against: str
+    """The row or baseline that the rows are compared with."""
     baselines: tuple[Evaluation, ...]
     worlds: str
     """Which ones were played, in words."""
@@ -180,7 +182,7 @@ class SweepResults:
         best, row = max(judged, key=lambda pair: pair[0])
         shown = [r for r in self.rows if r.difference is not None and r.difference.shown]
         told = f"{len(judged)} of {len(self.rows)} runs, best {row.name} with {best:.2f} achievements"
-        return f"{told}, {len(shown)} differ from {self.rows[0].name}"
+        return f"{told}, {len(shown)} differ from {self.against}"
 
     def to_json(self) -> dict[str, Any]:
         """As results.json has it."""
@@ -272,10 +274,10 @@ def _stored(run: Run) -> tuple[list[Any], float]:
 def results_of(plan: Plan, folder: Path) -> SweepResults:
     """The table of what is stored in a sweep's folder."""
     outcomes = {row.name: [_outcome(folder, trial) for trial in row.trials] for row in plan.rows}
-    evaluations = {name: [o.evaluation for o in found if o.evaluation] for name, found in outcomes.items()}
-    differences = _differences(plan, evaluations)
-    rows = tuple(_result(row, outcomes[row.name], differences.get(row.name), plan) for row in plan.rows)
     baselines = _baselines(plan, folder)
+    evaluations = {name: [o.evaluation for o in found if o.evaluation] for name, found in outcomes.items()}
+    differences = _differences(plan, evaluations | {e.label: [e] for e in baselines})
+    rows = tuple(_result(row, outcomes[row.name], differences.get(row.name), plan) for row in plan.rows)
     judged = {e.label for e in baselines}
     missing = _not_played([one for found in outcomes.values() for one in found], baselines, plan)
     return SweepResults(
@@ -284,10 +286,11 @@ def results_of(plan: Plan, folder: Path) -> SweepResults:
         says=plan.config.says,
         created_at=time.time(),
         rows=rows,
+        against=plan.against,
         baselines=baselines,
         worlds=_worlds(plan),
         repeats=plan.config.repeats.count,
-        notes=tuple(_notes(plan.config, rows, missing)),
+        notes=tuple(_notes(plan.against, rows, missing)),
         environment=dict(environment_facts()),
         command=shlex.join(("crafter-pipeline", "sweep", str(folder / "sweep.toml"), "--out", str(folder.parent))),
         baseline_errors={
@@ -344,18 +347,19 @@ def _quality(name: str, evaluations: Sequence[Evaluation], bootstrap: int) -> Qu
 
 
 def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) -> dict[str, Difference]:
-    """Of every row that can be compared with the first one."""
-    first = evaluations[plan.rows[0].name]
-    if not first:
+    """Of every row that can be compared; `evaluations` has those of rows and baselines."""
+    standard = evaluations.get(plan.against)
+    if not standard:
         return {}
     found = {}
-    for row in plan.rows[1:]:
-        others = evaluations[row.name]
-        if not others or others[0].max_steps != first[0].max_steps:
+    for row in plan.rows:
+        judged = evaluations[row.name]
+        if row.name == plan.against or not judged or judged[0].max_steps != standard[0].max_steps:
             continue
-        a, b = [e.scores for e in first], [e.scores for e in others]
+        a, b = [e.scores for e in standard], [e.scores for e in judged]
+        # If all are there, the first of each have equal training seeds, and so on.
+        whole = len(a) == len(b) == len(row.trials)
         try:
-            whole = len(a) == len(b) == len(row.trials)  # then the first of each have equal training seeds, and so on
             bootstrap = row.trials[0].config.evaluate.bootstrap
             found[row.name] = difference_of_recipes(a, b, matched=whole, bootstrap=bootstrap)
         except DataError:  # they share no world
@@ -421,7 +425,7 @@ def _worlds(plan: Plan) -> str:
     )
 
 
-def _notes(config: SweepConfig, rows: Sequence[Result], not_played: Mapping[str, int]) -> list[str]:
+def _notes(against: str, rows: Sequence[Result], not_played: Mapping[str, int]) -> list[str]:
     notes = []
     differences = {row.name: row.difference for row in rows if row.difference is not None}
     if differences and not any(d.shown for d in differences.values()):
@@ -436,7 +440,7 @@ def _notes(config: SweepConfig, rows: Sequence[Result], not_played: Mapping[str,
         )
         few = len(largest.seeds) < MIN_PAIRS
         found = f"Fewer than {MIN_PAIRS} worlds show nothing" if few else "These differences are noise"
-        notes.append(f"{found}: no run is shown to differ from {rows[0].name}.{needed}")
+        notes.append(f"{found}: no run is shown to differ from {against}.{needed}")
     if differences and all(row.of == 1 for row in rows):
         notes.append(
             "One training per run: the intervals tell of the worlds alone. Another training of the same run may differ "

@@ -155,6 +155,7 @@ def test_the_worlds_are_those_of_a_suite():
             },
             ["evaluate.max_env_steps", "suite says that"],
         ),
+        ({"runs": [{"name": "a"}], "against": "teachr"}, ["against", "did you mean 'teacher'"]),
         ({"runs": [{"name": "teacher"}]}, ["run teacher", "baseline's name"]),
         ({"runs": [{"name": "a"}], "repeats": {"count": 2, "keys": ["sft.max_steps"]}}, ["no training seed"]),
         ({"runs": [{"name": "a"}], "common": {"baselines": ["mlp"]}}, ["baselines", "at the top of the file"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,23 @@ def test_a_real_difference_is_shown_with_its_cost(store):
     assert second.cost.tokens_per_second == 200.0
     assert not any("noise" in note for note in results.notes)
     assert results.headline == "2 of 2 runs, best second with 2.95 achievements, 1 differ from first"
+
+
+@pytest.mark.parametrize("against", ["second", "random"])
+def test_rows_are_compared_with_the_one_that_is_named(store, against):
+    made = plan(against=against, baselines=["random"])
+    store(made, 0, [n % 3 for n in range(20)])
+    folder = store(made, 1, [n % 3 + 2 for n in range(20)])
+    marker = place(folder, made.baseline("random"), made.first).folder / "stages" / "evaluate-random.json"
+    marker.parent.mkdir(parents=True)
+    output = plain(replace(evaluation([n % 3 + 2 for n in range(20)]), label="random"))
+    marker.write_text(json.dumps({"stage": "evaluate-random", "key": "k", "seconds": 1.0, "outputs": output}))
+    results = results_of(made, folder)
+    first, second = results.rows
+    assert first.difference and first.difference.delta == pytest.approx(-2.0) and first.difference.shown
+    assert (second.difference is None) == (against == "second")
+    assert results.headline.endswith(f"1 differ from {against}")
+    assert f"Differences are to {against}." in sweep_markdown(results) and f"Against {against}" in render_sweep(results)
 
 
 def test_noise_is_called_noise_with_the_worlds_that_it_would_take(store):
