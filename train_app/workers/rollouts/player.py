@@ -164,6 +164,7 @@ class RolloutPlayer:
         """Of the last batch."""
         self._open = AsyncExitStack()
         self._working: set[Future[Any]] = set()
+        self._calling = threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="rollouts", daemon=True)
         self._thread.start()
@@ -197,7 +198,9 @@ class RolloutPlayer:
         """Stop what is played, the gateway and the loop."""
         if not self._thread.is_alive():
             return
-        for work in tuple(self._working):
+        with self._calling:
+            begun = tuple(self._working)
+        for work in begun:
             work.cancel()
         self._call(self._open.aclose())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -206,8 +209,9 @@ class RolloutPlayer:
     # ------------------------------------------------------------------ in the loop
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        done = asyncio.run_coroutine_threadsafe(work, self._loop)
-        self._working.add(done)
+        with self._calling:  # or `close` might miss what has just begun, and its caller would wait for ever
+            done = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._working.add(done)
         try:
             return done.result()
         finally:

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import threading
+import time
 from concurrent.futures import CancelledError, Future
 from urllib.parse import urlsplit
 
@@ -334,9 +335,15 @@ def test_rewards_that_do_not_fit_the_captured_calls_are_never_trained_on(player)
     assert one.stats.mismatched == 4
 
 
-def test_closing_ends_what_is_played(player):
-    """A job that ends early leaves a batch that was played ahead."""
-    asked, ended = threading.Event(), []
+@pytest.mark.parametrize("slow_to_return", [0.0, 0.3])
+def test_closing_ends_what_is_played(player, monkeypatch, slow_to_return):
+    """A job that ends early leaves a batch that was played ahead; it may have begun before its thread knows."""
+    asked, ended, begin = threading.Event(), [], asyncio.run_coroutine_threadsafe
+
+    def begin_late(work, loop):
+        begun = begin(work, loop)
+        time.sleep(slow_to_return)
+        return begun
 
     class Slow(TaskApp):
         async def play(self, body):
@@ -344,6 +351,7 @@ def test_closing_ends_what_is_played(player):
             await asyncio.sleep(60)
 
     one, _ = player(Slow(), group_size=2)
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", begin_late)
 
     def play():
         with pytest.raises(CancelledError):
