@@ -200,9 +200,10 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
         source: What to call the file in an error.
     """
     base = profile_tables(config.base) if isinstance(config.base, str) else config.base
-    _refuse_keys([config.common, config.grid, *(run.set for run in config.runs)], _NOT_IN_A_RUN, source)
+    varied = [config.grid, *(run.set for run in config.runs)]
+    _refuse_keys([config.common, *varied], _NOT_IN_A_RUN, source)
     said_once = dict.fromkeys(_WORLDS, "all runs play the same worlds; say it in common, or by evaluate.suite.")
-    _refuse_keys([config.grid, *(run.set for run in config.runs)], said_once, source)
+    _refuse_keys(varied, said_once, source)
     if config.evaluate.suite is not None:
         said_twice = dict.fromkeys(_WORLDS, "evaluate.suite says that as well; leave one of them out.")
         _refuse_keys([config.common], said_twice, source)
@@ -214,16 +215,14 @@ def plan_sweep(config: SweepConfig, source: str = "sweep") -> Plan:
         rows += (_row(config, tables, name, run, f"{source}, run {name}"),)
     if "mlp" in config.baselines and "sft" not in rows[0].stages:
         raise ConfigError(f"{source}: baselines: mlp learns from the rows of the first run, which has no stage sft.")
-    names = [row.name for row in rows]
-    twice = next((name for name in [*names, *config.baselines] if [*names, *config.baselines].count(name) > 1), None)
+    names = [*(row.name for row in rows), *config.baselines]
+    twice = next((name for name in names if names.count(name) > 1), None)
     if twice in config.baselines:
         raise ConfigError(f"{source}: run {twice} has a baseline's name; call it something else.")
     if twice is not None:
         raise ConfigError(f"{source}: two rows are called {twice!r}; name them apart with [[runs]].")
-    if config.against not in ("", *names, *config.baselines):
-        raise ConfigError(
-            f"{source}: against: no run or baseline; {suggest(config.against, [*names, *config.baselines])}."
-        )
+    if config.against not in ("", *names):
+        raise ConfigError(f"{source}: against: no run or baseline; {suggest(config.against, names)}.")
     _refuse_other_services(rows, source)
     _refuse_equal_rows(rows, source)
     return Plan(config, rows)

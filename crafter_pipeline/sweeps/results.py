@@ -1,8 +1,8 @@
 """What came of a sweep: a row per run, from what the sweep's folder has stored. Nothing is played, nothing trained.
 
 A row's scores are those of all its trainings together: intervals are over trainings and worlds, a difference is over
-the worlds that both played. What a row cost is the mean of its trainings, with every step that it
-needs, whoever did that first.
+the worlds that both played. What a row cost is the mean of its trainings, with every step that it needs, whoever did
+that first.
 """
 
 from __future__ import annotations
