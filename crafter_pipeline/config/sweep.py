@@ -74,7 +74,7 @@ class SweepConfig(Config):
     """Runs that differ in a few keys, and a table of what came of them."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
-    """Label of the sweep."""
+    """Label of the sweep; its folder begins with it."""
     says: str = ""
     """What it asks, in a sentence."""
     base: str | dict[str, Any] = "tiny"

@@ -47,6 +47,12 @@ _NOT_IN_A_RUN = {
 """Keys of a run's config that a sweep does not read -> what to do instead."""
 _WORLDS = ("evaluate.seeds", "evaluate.max_env_steps", "evaluate.env_config")
 """What all runs are judged on."""
+_COMMON: dict[str, bool | set[str]] = {
+    "environment": True,
+    "task_app": {"runtime", "url"},
+    "backend": {"runtime", "url", "data_dir"},
+}
+"""Whom all runs play and train with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +139,10 @@ class Plan:
 
     @cached_property
     def digest(self) -> str:
-        """Changes with everything that decides what is trained. How it is judged is not part of it: the same models
-        may be judged on further worlds."""
-        chains = [[s.folder for s in trial.steps.values() if s.stage != "evaluate"] for trial in self.trials]
-        return digest_of([self.config.name, [row.name for row in self.rows], chains])
+        """Changes with the environment and the services, which all runs have in common. What they train and how they
+        are judged is not part of it: each step has a key of its own, so that further runs, repeats and worlds go on
+        from the models that are there."""
+        return digest_of(self.first.config.model_dump(mode="json", include=_COMMON))
 
     @property
     def trials(self) -> tuple[Trial, ...]:

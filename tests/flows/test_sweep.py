@@ -127,6 +127,22 @@ def test_what_is_shared_is_done_once_and_a_second_start_does_nothing(world):
     assert sweep(Path("test.toml"), fresh=True) == f"{folder}-2"
 
 
+def test_a_file_that_grows_trains_what_is_new(world):
+    task_app, backend, root = world
+    asked = {"overrides": ["baselines=[]"], "only": ["short"]}
+    folder = sweep(Path("test.toml"), **asked)
+    before = Counter(r.training_session_id for r in task_app.requests), backend.calls["create_sft"]
+    more = '\n[[runs]]\nname = "longer"\nset = { sft.max_steps = 900 }\n'
+    (root / "test.toml").write_text(SWEEP.replace("\n[evaluate]", f"{more}\n[evaluate]"))
+    asked["only"].append("longer")
+    assert sweep(Path("test.toml"), **asked) == folder
+    played = Counter(r.training_session_id for r in task_app.requests)
+    assert played["collect"] == before[0]["collect"] and played["evaluate"] == before[0]["evaluate"] + 8
+    assert backend.calls["create_sft"] == before[1] + 1
+    rows = json.loads((Path(folder) / "results.json").read_text())["rows"]
+    assert {row["name"]: row["state"] for row in rows if row["state"] == "done"} == {"short": "done", "longer": "done"}
+
+
 def test_a_failed_run_is_a_row_and_is_tried_again(world, monkeypatch):
     task_app, backend, root = world
     wait = backend.wait

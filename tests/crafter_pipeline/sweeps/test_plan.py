@@ -105,11 +105,17 @@ def test_repeats_change_the_seeds_of_what_is_trained_and_share_the_rest():
     assert [t.name for t in both.trials] == ["start", "a", "a#2"], "no seed of start changes: it is trained once"
 
 
-def test_models_may_be_judged_on_further_worlds_in_the_same_folder():
-    suites = [{"suite": "crafter-50", "split": "dev"}, {"suite": "crafter-full", "seeds": 5}]
-    dev, full = (plan(runs=[{"name": "a"}], evaluate=suite) for suite in suites)
-    assert dev.digest == full.digest and folders(dev, 0)["evaluate"] != folders(full, 0)["evaluate"]
-    assert plan(runs=[{"name": "a", "set": {"sft.seed": 4}}]).digest != dev.digest
+def test_a_file_grows_in_one_folder_and_other_services_have_another():
+    one = plan(runs=[{"name": "a"}])
+    judged = plan(runs=[{"name": "a"}], evaluate={"suite": "crafter-full", "seeds": 5})
+    grown = plan(runs=[{"name": "b", "set": {"sft.seed": 4}}, {"name": "a"}], repeats=2)
+    assert one.digest == judged.digest == grown.digest
+    assert folders(one, 0)["sft"] == folders(judged, 0)["sft"] == folders(grown, 1)["sft"]
+    assert folders(one, 0)["evaluate"] != folders(judged, 0)["evaluate"]
+    ports = plan(runs=[{"name": "a"}], common={"task_app.port": 8001, "backend.port": 8000})
+    assert ports.digest == one.digest, "the same services elsewhere"
+    hosted = plan(runs=[{"name": "a"}], common={"backend": {"runtime": "url", "url": "https://train.example"}})
+    assert hosted.digest != one.digest, "its models are not there"
 
 
 def test_the_worlds_are_those_of_a_suite():
