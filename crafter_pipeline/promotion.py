@@ -13,11 +13,10 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crafter_pipeline.config.base import GATE_SEEDS_START, HELD_OUT_SEEDS_START
+from crafter_pipeline.config.base import FEWEST_SEEDS, GATE_SEEDS_START, HELD_OUT_SEEDS_START
 from crafter_pipeline.environments import ENVIRONMENTS, find_environment
 from crafter_pipeline.errors import DataError, suggest
 from crafter_pipeline.evaluation import Comparison, Evaluation, mean_interval
-from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.model_names import CHAMPION as CHAMPION
 from crafter_pipeline.report.text import interval, signed
 
@@ -117,8 +116,8 @@ def refusal(comparison: Comparison) -> str | None:
             f"seed {foreign[0]} is none of the gate's: a promotion is decided on seeds {GATE_SEEDS_START:,} to "
             f"{HELD_OUT_SEEDS_START - 1:,}"
         )
-    if len(comparison.seeds) < MIN_PAIRS:
-        return f"{len(comparison.seeds)} seeds that both played settle nothing: at least {MIN_PAIRS} are needed"
+    if len(comparison.seeds) < FEWEST_SEEDS:
+        return f"{len(comparison.seeds)} seeds that both played settle nothing: at least {FEWEST_SEEDS} are needed"
     if comparison.ci95[0] <= 0:
         return f"{difference(comparison)}: the interval does not lie above zero"
     return None

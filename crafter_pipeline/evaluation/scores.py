@@ -41,10 +41,6 @@ from crafter_pipeline.evaluation.statistics import (
 LABELS = ("random", "teacher", "mlp", "sft", "dagger", "rl")
 """The order of players in every table, plot and pair; labels of one's own come after these."""
 
-MIN_PAIRS = FEWEST_SEEDS
-"""Fewest shared seeds that can settle anything: below six, even a sign test that wins on every seed stays above
-p = 0.05 (two-sided, 2 · 2⁻⁵ = 0.0625), while a percentile interval of so few values is far too narrow."""
-
 SMALL_DIFFERENCE = 0.3
 """For which a comparison tells how many seeds would show it, in achievements."""
 
@@ -268,11 +264,11 @@ class Comparison:
     @property
     def clear(self) -> bool:
         """Whether a difference is shown: the interval excludes zero, and there are enough pairs to mean it."""
-        return self.excludes_zero and len(self.seeds) >= MIN_PAIRS
+        return self.excludes_zero and len(self.seeds) >= FEWEST_SEEDS
 
     def seeds_to_see(self, difference: float, power: float = 0.8) -> int | None:
         """Shared seeds that show a true difference of this size with this probability; None: not known."""
-        return None if self.sd is None else max(MIN_PAIRS, seeds_needed(self.sd, difference, power))
+        return None if self.sd is None else max(FEWEST_SEEDS, seeds_needed(self.sd, difference, power))
 
     def to_json(self) -> dict[str, Any]:
         """The shape of report.json's `comparisons[]`, with our further keys beside it."""

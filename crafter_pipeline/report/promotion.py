@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crafter_pipeline.config.base import GATE_SEEDS_START, HELD_OUT_SEEDS_START
+from crafter_pipeline.config.base import FEWEST_SEEDS, GATE_SEEDS_START, HELD_OUT_SEEDS_START
 from crafter_pipeline.evaluation import Comparison, Evaluation
-from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.promotion import Evidence, Promotion, Rollback, difference
 from crafter_pipeline.report import plots, text
 from crafter_pipeline.report.markdown import image, safe, table
 
 RULE = (
     f"**The rule.** Both play the same worlds of the gate (seeds {GATE_SEEDS_START:,} to {HELD_OUT_SEEDS_START - 1:,}, "
-    f"at least {MIN_PAIRS} of them), one episode each. The name moves only if the whole 95 % interval of the paired "
+    f"at least {FEWEST_SEEDS} of them), one episode each. The name moves only if the whole 95 % interval of the paired "
     "difference lies above zero. The interval is not corrected for how many candidates have tried these worlds."
 )
 

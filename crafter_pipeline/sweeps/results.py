@@ -17,12 +17,12 @@ from statistics import fmean
 from typing import Any, Literal
 
 from crafter_pipeline.config import Training
+from crafter_pipeline.config.base import FEWEST_SEEDS
 from crafter_pipeline.dataset.manifest import DatasetManifest
 from crafter_pipeline.episodes import Collected
 from crafter_pipeline.errors import DataError
 from crafter_pipeline.evaluation import Evaluation
 from crafter_pipeline.evaluation.pool import Row as Pooled
-from crafter_pipeline.evaluation.scores import MIN_PAIRS
 from crafter_pipeline.evaluation.statistics import (
     Paired,
     difference_of_recipes,
@@ -85,7 +85,7 @@ class Difference:
     def shown(self) -> bool:
         """Whether it is more than noise: the interval excludes zero, and so does the corrected test."""
         excludes = self.ci95[0] > 0 or self.ci95[1] < 0
-        return excludes and self.p_corrected < LEVEL and len(self.seeds) >= MIN_PAIRS
+        return excludes and self.p_corrected < LEVEL and len(self.seeds) >= FEWEST_SEEDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +374,7 @@ def _differences(plan: Plan, evaluations: Mapping[str, Sequence[Evaluation]]) ->
 def _seeds_needed(difference: Paired) -> int | None:
     if not difference.delta or not difference.sd:
         return None
-    return max(MIN_PAIRS, seeds_needed(difference.sd, difference.delta))
+    return max(FEWEST_SEEDS, seeds_needed(difference.sd, difference.delta))
 
 
 def _cost(judged: Sequence[_Outcome]) -> Cost | None:
@@ -438,8 +438,8 @@ def _notes(against: str, rows: Sequence[Result], not_played: Mapping[str, int]) 
                 f"{largest.worlds_needed:,} worlds; {len(largest.seeds):,} were played."
             )
         )
-        few = len(largest.seeds) < MIN_PAIRS
-        found = f"Fewer than {MIN_PAIRS} worlds show nothing" if few else "These differences are noise"
+        few = len(largest.seeds) < FEWEST_SEEDS
+        found = f"Fewer than {FEWEST_SEEDS} worlds show nothing" if few else "These differences are noise"
         notes.append(f"{found}: no run is shown to differ from {against}.{needed}")
     if differences and all(row.of == 1 for row in rows):
         notes.append(
