@@ -52,7 +52,7 @@ _COMMON: dict[str, bool | set[str]] = {
     "task_app": {"runtime", "url"},
     "backend": {"runtime", "url", "data_dir"},
 }
-"""Whom all runs play and train with."""
+"""Whom all runs play and train with: the parts of a config that cannot vary, and the keys that name another folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,7 +308,7 @@ def _refuse_equal_rows(rows: tuple[Row, ...], source: str) -> None:
 def _refuse_other_services(rows: tuple[Row, ...], source: str) -> None:
     first = rows[0].trials[0].config
     for row in rows:
-        for part in ("task_app", "backend", "environment"):
+        for part in _COMMON:
             if getattr(row.trials[0].config, part) != getattr(first, part):
                 raise ConfigError(f"{source}, run {row.name}: {part}: all runs share one task app and one backend.")
 
