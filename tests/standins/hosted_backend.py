@@ -34,7 +34,7 @@ TRAINED = re.compile(r"(fft|ft|qft|rl):[^:]+:job_[0-9a-f]{16}")
 SUCCEEDS = ("queued", "running", "succeeded")
 """States of a job, one for each time that somebody asks; the last one stays."""
 FAILS = ("queued", "running", "failed")
-NEVER_ENDS = ("queued", "running")
+NEVER_ENDS = ("running",)
 TERMINAL = frozenset({"succeeded", "completed", "failed", "cancelled", "canceled", "error"})
 NOT_FOUND = """<html>
 <head><title>404 Not Found</title></head>

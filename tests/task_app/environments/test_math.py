@@ -348,11 +348,12 @@ async def test_a_hard_answer_does_not_hold_up_the_others(make_chat, make_body, t
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app.test") as client:
         body = make_body(policy={"observation": "plain"}, env={"split": split})
         slow = asyncio.create_task(client.post("/rollout", json=body, timeout=60))
-        waits = []
+        began, waits = time.perf_counter(), []
         while not slow.done():
             started = time.perf_counter()
             await client.get("/livez")
             waits.append(time.perf_counter() - started)
             await asyncio.sleep(0.01)
     assert slow.result().json()["metrics"]["details"]["status"] == "incorrect"
-    assert len(waits) > 20 and max(waits) < 1.0, "the judging takes seconds, in a process of its own"
+    took = time.perf_counter() - began
+    assert len(waits) > 20 and max(waits) < took / 2, "the judging takes seconds, in a process of its own"
