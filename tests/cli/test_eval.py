@@ -189,6 +189,20 @@ def test_traces_are_stored_with_the_scores_and_the_filter_finds_them(models, cap
     }
 
 
+def test_a_judge_that_failed_is_asked_again_and_nothing_is_played_for_it(models):
+    Path("judges.py").write_text(JUDGES)
+    Path("recipe.toml").write_text(RECIPE + '[eval.judge.Moody]\npath = "judges.py"\ncallable = "moody"\n')
+    command = ["eval", "grpo-crafter", "--config", "recipe.toml", "--trace-db", "traces/eval.db", "--out", "out"]
+    assert main(command) == 0 and report_of()["judges"]["teacher"]["Moody"]["missing"] == 1
+    calls = len(models.bodies)
+    Path("judges.py").write_text(JUDGES.replace('raise RuntimeError("not today")', "return 1.5"))
+    assert main(command) == 0 and len(models.bodies) == calls
+    told = report_of()
+    assert {row["seed"]: row["judge_scores"]["Moody"] for row in told["rows"]} == {0: 0.5, 1: 1.5, 2: 0.5, 3: 0.5}
+    scores = {rollout.seed: rollout.metadata["judge_scores"] for rollout in read_rollouts(Path("traces/eval.db"))}
+    assert scores[1] == {"Moody": 1.5}
+
+
 def test_scores_reach_a_database_that_the_task_app_writes_itself(models, tmp_path):
     assert (
         main(["eval", "--model", "crafter-expert", "--seeds", "0-1", "--max-turns", "8", "--set", "return_trace=true"])
