@@ -6,11 +6,13 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig
 from torch.utils.data import DataLoader, Sampler
@@ -35,6 +37,9 @@ Columns = Mapping[str, Sequence[Any]]
 LOGGED_STEPS = 500
 """Steps with metrics in one job, about; each one costs a commit."""
 ADAM_BETAS = (0.9, 0.98)
+PATIENCE = timedelta(days=7)
+"""For how long the processes of a job wait for the first, which alone plays dev episodes: long ones take more than
+torch's half hour. A process that has died is noticed by `worker_group`."""
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 
 
@@ -256,6 +261,7 @@ def sft_trainer(
     steps = training_steps(config, len(lengths))
     log_steps, save_steps, eval_steps = rhythm(config, steps)
     on_cuda = hardware.device.type == "cuda"
+    PartialState(cpu=hardware.device.type == "cpu", timeout=PATIENCE)  # transformers would set it for GPUs alone
     arguments = TrlConfig(
         output_dir=str(folder),
         max_steps=steps,

@@ -220,11 +220,11 @@ def test_a_worker_that_was_killed_ends_in_the_same_weights(make_job, kind):
 
 
 PROCESSES = """
-import json, os, sys
+import json, os, sys, torch
 sys.path.insert(0, {here!r})
 from test_trainer import make_rows
 from crafter_pipeline.config import SftConfig
-from train_app.workers.sft.trainer import sft_trainer
+from train_app.workers.sft.trainer import PATIENCE, sft_trainer
 from train_app.workers.students import make_tiny
 from transformers import TrainerCallback
 model, tokenizer = make_tiny(0)
@@ -235,6 +235,9 @@ class Stop(TrainerCallback):
             control.should_save = control.should_training_stop = True
 stop = [Stop()]
 trainer = sft_trainer(model, tokenizer, make_rows(24), config, {out!r}, stop, validation=make_rows(7, seed=3))
+if torch.distributed.is_initialized():
+    group = torch.distributed.group.WORLD._get_backend(torch.device("cpu"))
+    assert group.options._timeout == PATIENCE, "while the first plays dev episodes"
 trainer.train(resume_from_checkpoint={resume})
 if os.environ["RANK"] == "0":
     names = ("loss", "eval_loss", "num_tokens", "mean_token_accuracy")
