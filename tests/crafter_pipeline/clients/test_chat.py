@@ -372,12 +372,12 @@ class TestPlaces:
         assert all(reply.content == "do" for reply in self.together(chat, 20, most=6)) and chat.most_at_once == 6
 
     def test_the_wait_for_a_place_counts_against_the_deadline(self):
-        first, second = self.together(standin.ScriptedChat("do", latency_s=0.5), 2, most=1, deadline_s=0.8)
+        first, second = self.together(standin.ScriptedChat("do", latency_s=1.0), 2, most=1, deadline_s=1.9)
         assert first.content == "do" and isinstance(second, ModelError) and second.kind == "timeout"
 
     def test_the_wait_for_a_place_is_not_the_models_latency(self):
-        replies = self.together(standin.ScriptedChat("do", latency_s=0.2), 2, most=1)
-        assert all(200 <= reply.latency_ms < 380 for reply in replies)
+        replies = self.together(standin.ScriptedChat("do", latency_s=1.0), 2, most=1)
+        assert all(1_000 <= reply.latency_ms < 1_900 for reply in replies)
 
     def test_an_answer_429_halves_the_calls_at_once(self):
         chat = standin.ScriptedChat(lambda body, n: httpx.Response(429) if n == 0 else "do", latency_s=0.02)
