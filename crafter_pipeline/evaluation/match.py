@@ -100,7 +100,7 @@ def play_match(plan: MatchPlan, folder: Path, *, fresh: bool = False) -> Match:
             write_whole(folder / _REPETITION, secrets.token_hex(4) + "\n")
             (folder / FILE).unlink(missing_ok=True)
         wanted, known = _state(plan, folder)
-        missing = [(player, seed) for player, seed in wanted if _is_open(plan, known.get(player.run_id(seed)))]
+        missing = _missing(plan, wanted, known)
         store = None if plan.trace_db is None or not missing else stack.enter_context(TraceStore(plan.trace_db))
         game = _Game(plan, store, RowFile(folder))
         if len(missing) < len(wanted):
@@ -121,13 +121,17 @@ def play_match(plan: MatchPlan, folder: Path, *, fresh: bool = False) -> Match:
 def unfinished(plan: MatchPlan, folder: Path) -> int:
     """Episodes of the plan that are still to be played or judged."""
     wanted, known = _state(plan, folder)
-    return sum(_is_open(plan, known.get(player.run_id(seed))) for player, seed in wanted)
+    return len(_missing(plan, wanted, known))
 
 
-def _is_open(plan: MatchPlan, row: EpisodeRow | None) -> bool:
-    """Whether an episode is to be asked for: not played, or a judge failed. The task app answers what it has played
-    from its ledger, so that asking for a judge's sake plays nothing."""
-    return row is None or any(judge.name not in row.judge_scores for judge in plan.judges)
+def _missing(
+    plan: MatchPlan, wanted: list[tuple[Player, int]], known: dict[str, EpisodeRow]
+) -> list[tuple[Player, int]]:
+    """The episodes to ask for: not played, or a judge failed. The task app answers what it has played from its ledger,
+    so that asking for a judge's sake plays nothing."""
+    judges = {judge.name for judge in plan.judges}
+    done = {run_id for run_id, row in known.items() if judges <= row.judge_scores.keys()}
+    return [(player, seed) for player, seed in wanted if player.run_id(seed) not in done]
 
 
 def _state(plan: MatchPlan, folder: Path) -> tuple[list[tuple[Player, int]], dict[str, EpisodeRow]]:

@@ -69,9 +69,9 @@ def test_equal_values_are_equal_at_once(answer, solution):
     ],
 )
 def test_other_values_and_calculations_are_refused_at_once(answer, solution):
-    started = time.perf_counter()
+    started = time.process_time()
     assert decide(answer, solution) is False
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 0.05, "CPU seconds, whoever else is at work"
 
 
 @pytest.mark.parametrize(
