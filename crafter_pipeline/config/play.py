@@ -37,6 +37,8 @@ class PolicyConfig(Config):
     """What the model is shown: text in one of five styles, `image` (compact text and a picture), or `image-only`."""
     image_pixels: int = Field(default=64, ge=32, le=512)
     """Width and height of a picture."""
+    system_prompt: str | None = Field(default=None, min_length=1, max_length=100_000)
+    """Instead of the environment's, which explains the game to models that do not know it."""
     event_line: bool = False
     """Whether a line `did: …` tells what each action of the last turn did."""
     history: int = Field(default=3, ge=0, le=20)

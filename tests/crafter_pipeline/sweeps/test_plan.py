@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crafter_pipeline.config import DEV_SEEDS_START, HELD_OUT_SEEDS_START, SweepConfig, parse_config
+from crafter_pipeline.answers import Answer
+from crafter_pipeline.config import DEV_SEEDS_START, HELD_OUT_SEEDS_START, PolicyConfig, SweepConfig, parse_config
+from crafter_pipeline.contracts import PolicySpec, Reply
 from crafter_pipeline.errors import ConfigError
+from crafter_pipeline.expert import Expert, parse
+from crafter_pipeline.game import Game, render_text
 from crafter_pipeline.sweeps import Plan, find_sweep, plan_sweep
 from crafter_pipeline.sweeps.plan import flat, merged, nested
+from crafter_pipeline.tokens import render_chat, tiny_tokenizer
+from task_app.environments import Step, environment_of
+from task_app.policies import read_policy
+from task_app.prompts import Prompter
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHIPPED = sorted((CONFIGS / "sweeps").glob("*.toml"))
@@ -38,6 +47,33 @@ def test_every_shipped_sweep_can_be_planned(path):
     assert made.config.evaluate.seeds and made.config.evaluate.seeds >= 50
     if path.stem in ("lora-rank", "training-kind", "shaping", "advantage"):
         assert len({trial.steps["sft"] for trial in made.trials}) == 1, "one fine-tuned model for all"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_the_turns_of_every_shipped_sweep_fit_the_length_that_it_trains(path):
+    for row in find_sweep(path).rows:
+        config = row.trials[0].config
+        assert longest_turn(config.collect.policy) <= config.sft.sequence_length, row.name
+
+
+@lru_cache
+def longest_turn(policy: PolicyConfig, steps: int = 200) -> int:
+    """Tokens of the tiny student in the longest turn of an episode of the expert, with room for an answer."""
+    asked = {"model": "crafter-expert", "inference_url": "http://expert.test/v1", **policy.model_dump(mode="json")}
+    environment, read = environment_of("crafter"), read_policy(PolicySpec(config=asked))
+    system = environment.system_prompt(read, environment.prepare({}))
+    prompter = Prompter(read, "run", system, environment.tools(read))
+    game, expert, longest = Game(1, max_steps=steps), Expert(), 0
+    for _ in range(steps):
+        text = render_text(game.observe(), read.text_style)
+        messages, decision = prompter.request(text)["messages"], expert.act(parse(text))
+        prompt = tiny_tokenizer().encode(render_chat(messages, add_generation_prompt=True))
+        longest = max(longest, len(prompt.ids) + policy.max_tokens)
+        reply, answer = Reply(decision.action, thinking=decision.thought), Answer((decision.action,))
+        prompter.remember(messages[-1], reply, answer, [Step(decision.action, 0.0)])
+        if game.step(decision.action).done:
+            break
+    return longest
 
 
 @pytest.mark.parametrize("path", REPORTED, ids=lambda p: p.stem)
