@@ -12,19 +12,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
 from benchmarks import workplace
+from benchmarks.expert_chat import ExpertChat
 from benchmarks.metrics import Metric
 from benchmarks.task_app import KEY, task_app
 from crafter_pipeline.config import PolicyConfig, RlConfig, SftConfig
-from crafter_pipeline.contracts import Reply, RolloutRequest
+from crafter_pipeline.contracts import RolloutRequest
 from crafter_pipeline.dataset.rows import answer_message
-from crafter_pipeline.environments import CRAFTER
-from crafter_pipeline.scripted import CrafterPlayer, reply_of
 from crafter_pipeline.tokens import TINY
 from task_app.environments import environment_of
 from task_app.plan import plan_rollout
@@ -82,18 +80,8 @@ async def demonstration(seed: int) -> list[list[dict[str, Any]]]:
     config["max_llm_calls"] = DEMONSTRATED_TURNS
     body = {"run_id": f"demonstration-{seed}", "env": {"seed": seed}, "policy": {"config": config}}
     plan = plan_rollout(RolloutRequest.model_validate(body), environment_of("grpo-crafter"))
-    result = await play(plan, _Expert())  # type: ignore[arg-type]
+    result = await play(plan, ExpertChat())  # type: ignore[arg-type]
     return [[*turn.messages, answer_message(turn.reply, "keep")] for turn in result.rollout.turns]
-
-
-class _Expert:
-    """The scripted expert in a chat client's place."""
-
-    def __init__(self) -> None:
-        self._player = CrafterPlayer()
-
-    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float, key: Any) -> Reply:
-        return reply_of(self._player.decide(payload["messages"]), CRAFTER, by_tool=False, call_id="")
 
 
 def trained(folder: Path, config: RlConfig, source: str) -> dict[tuple[str, int], float]:

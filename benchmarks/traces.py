@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks import workplace
+from benchmarks.expert_chat import ExpertChat
 from benchmarks.metrics import Metric
-from crafter_pipeline.contracts import Reply, Rollout, RolloutRequest
-from crafter_pipeline.environments import CRAFTER
-from crafter_pipeline.scripted import CrafterPlayer, reply_of
+from crafter_pipeline.contracts import Rollout, RolloutRequest
 from crafter_pipeline.traces.store import TraceStore
 from task_app.environments import environment_of
 from task_app.plan import plan_rollout
@@ -101,7 +98,8 @@ async def played(turns: int = TURNS, seed: int = 0, prompt_bytes: int | None = S
     plan = plan_rollout(_request(seed, turns), environment)
     system_prompt = environment.system_prompt(plan.policy, plan.setup)[:prompt_bytes]
     plan = plan_rollout(_request(seed, turns, system_prompt), environment)
-    result = await play(plan, _Expert())  # type: ignore[arg-type]
+    expert = ExpertChat(prompt_tokens=700, completion_tokens=30, latency_ms=123.456)
+    result = await play(plan, expert)  # type: ignore[arg-type]
     return result.rollout, answer_of(plan, result)
 
 
@@ -113,15 +111,3 @@ def _request(seed: int, turns: int, system_prompt: str | None = None) -> Rollout
         "policy": {"config": config | {"system_prompt": system_prompt}},
     }
     return RolloutRequest.model_validate(body)
-
-
-class _Expert:
-    """The scripted expert in a chat client's place: no HTTP is timed."""
-
-    def __init__(self) -> None:
-        self._player = CrafterPlayer()
-
-    async def complete(self, url: str, payload: Mapping[str, Any], *, deadline_s: float, key: Any) -> Reply:
-        """Its answer, with the tokens and the time that a served model would tell of."""
-        reply = reply_of(self._player.decide(payload["messages"]), CRAFTER, by_tool=True, call_id="call_0123456789ab")
-        return replace(reply, prompt_tokens=700, completion_tokens=30, latency_ms=123.456)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from crafter_pipeline.answers import Answer
-from crafter_pipeline.config import DEV_SEEDS_START, HELD_OUT_SEEDS_START, PolicyConfig, SweepConfig, parse_config
-from crafter_pipeline.contracts import PolicySpec, Reply
+from benchmarks.expert_chat import ExpertChat
+from crafter_pipeline.config import (
+    DEV_SEEDS_START,
+    HELD_OUT_SEEDS_START,
+    CollectConfig,
+    PolicyConfig,
+    SweepConfig,
+    parse_config,
+)
+from crafter_pipeline.dataset.rows import answer_message
+from crafter_pipeline.episodes import EpisodeSpec
 from crafter_pipeline.errors import ConfigError
-from crafter_pipeline.expert import Expert, parse
-from crafter_pipeline.game import Game, render_text
 from crafter_pipeline.sweeps import Plan, find_sweep, plan_sweep
 from crafter_pipeline.sweeps.plan import flat, merged, nested
 from crafter_pipeline.tokens import render_chat, tiny_tokenizer
-from task_app.environments import Step, environment_of
-from task_app.policies import read_policy
-from task_app.prompts import Prompter
+from task_app.environments import environment_of
+from task_app.plan import plan_rollout
+from task_app.rollout import play
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SHIPPED = sorted((CONFIGS / "sweeps").glob("*.toml"))
@@ -57,23 +64,13 @@ def test_the_turns_of_every_shipped_sweep_fit_the_length_that_it_trains(path):
 
 
 @lru_cache
-def longest_turn(policy: PolicyConfig, steps: int = 200) -> int:
-    """Tokens of the tiny student in the longest turn of an episode of the expert, with room for an answer."""
-    asked = {"model": "crafter-expert", "inference_url": "http://expert.test/v1", **policy.model_dump(mode="json")}
-    environment, read = environment_of("crafter"), read_policy(PolicySpec(config=asked))
-    system = environment.system_prompt(read, environment.prepare({}))
-    prompter = Prompter(read, "run", system, environment.tools(read))
-    game, expert, longest = Game(1, max_steps=steps), Expert(), 0
-    for _ in range(steps):
-        text = render_text(game.observe(), read.text_style)
-        messages, decision = prompter.request(text)["messages"], expert.act(parse(text))
-        prompt = tiny_tokenizer().encode(render_chat(messages, add_generation_prompt=True))
-        longest = max(longest, len(prompt.ids) + policy.max_tokens)
-        reply, answer = Reply(decision.action, thinking=decision.thought), Answer((decision.action,))
-        prompter.remember(messages[-1], reply, answer, [Step(decision.action, 0.0)])
-        if game.step(decision.action).done:
-            break
-    return longest
+def longest_turn(policy: PolicyConfig) -> int:
+    """Tokens of the tiny student in the longest turn of a demonstration."""
+    demonstrations = CollectConfig(policy=policy, max_env_steps=200)
+    spec = EpisodeSpec.to_collect(demonstrations, "http://task-app.test", "http://models.test/v1")
+    played = asyncio.run(play(plan_rollout(spec.request(1), environment_of("crafter")), ExpertChat()))
+    rows = [[*turn.messages, answer_message(turn.reply, "keep")] for turn in played.rollout.turns]
+    return max(len(tiny_tokenizer().encode(render_chat(row)).ids) for row in rows)
 
 
 @pytest.mark.parametrize("path", REPORTED, ids=lambda p: p.stem)
